@@ -1,0 +1,148 @@
+"""Mix stories, facts and exercises into documents of plain English text.
+
+A document has no blank line in it; blank lines divide the documents of a corpus. Most documents
+mix two kinds of text, so that a window of a few hundred tokens always holds something to learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .dice import Dice
+from .exercises import DECK, comma_end, exercise
+from .facts import Fact, fact_deck, facts_by_relation, facts_by_subject
+from .stories import tell_story
+from .tables import names
+
+QUESTION_FORMS = (
+    '"{question}" asked {A}. "{answer}," said {B}.',
+    '"{question}" asked {A}.\n"{answer}," said {B}.',
+    '{A} asked {B}, "{question}" "{answer}," said {B}.',
+    '{A} asked, "{question}" {B} knew it. "{answer}," was the answer.',
+    "{question} {answer}.",
+    "{question}\n{answer}.",
+    '"{question}" "{answer}." {statement}',
+    '"{question}" {A} wanted to know. "{answer}," said {B}. {statement}',
+    '{A} did not know the answer to this: "{question}" {B} did. "{answer}," said {B}.',
+    '"Tell me this," said {A}. "{question}" {B} said, "{answer}."',
+)
+STATEMENT_FORMS = (
+    '"{statement_comma}" said {A}.', '{A} said, "{statement}"', '{A} learned this: "{statement}"',
+    '{A} told {B}, "{statement}"', '"{statement_comma}" said the teacher.', "{A} knew it well. {statement}",
+    '{A} read in a book, "{statement}"', "It is true. {statement}",
+)  # fmt: skip
+OPENINGS = (
+    "{A} and {B} talked about many things.", "{A} wanted to learn something.", "{A} had a book full of facts.",
+    "The teacher asked the children.", "{A} and {B} sat together.", "This is what {A} wrote.",
+    "Here is what {A} knows.", "{A} asked {B} a lot of questions.", "There was a quiz at school.",
+    "{A} likes to know things.",
+)  # fmt: skip
+LESSON_OPENINGS = (
+    "{A} and {B} were at school.", "It was time for a lesson.", "{A} had homework to do.", "{A} helped {B} to learn.",
+    "The teacher had some sentences for {A}.", "{A} worked with words and numbers.",
+    "{A} and {B} played with words.",
+)  # fmt: skip
+
+
+def two_names(dice: Dice) -> dict[str, str]:
+    """Names for the slots A and B."""
+    a, b = dice.several(names(), 2)
+    return {"A": a, "B": b}
+
+
+def told_by_somebody(dice: Dice, statement: str) -> str:
+    """A statement as something said; one with quotation marks of its own stays as it is."""
+    if '"' in statement:
+        return statement
+    return dice.pick(STATEMENT_FORMS).format(
+        statement=statement, statement_comma=comma_end(statement), **two_names(dice)
+    )
+
+
+def tell_fact(dice: Dice, fact: Fact) -> str:
+    """One fact as a bare statement, as something said, or as a question with its answer."""
+    form = dice.random()
+    if form < 0.5:
+        return dice.pick(fact.statements)
+    if form < 0.62:
+        return told_by_somebody(dice, dice.pick(fact.statements))
+    question, answer = dice.pick(fact.questions)
+    return dice.pick(QUESTION_FORMS).format(
+        question=question, answer=answer, statement=dice.pick(fact.statements), **two_names(dice)
+    )
+
+
+def _some_facts(dice: Dice) -> list[str]:
+    """Some facts: of all kinds, of one relation, or all about one thing."""
+    form, count = dice.random(), dice.number(3, 9)
+    if form < 0.6:
+        chosen = [dice.pick(fact_deck()) for _ in range(count)]
+    elif form < 0.85:
+        chosen = dice.several(facts_by_relation()[dice.pick(fact_deck()).relation], count)
+    else:
+        chosen = dice.shuffled(dice.pick(facts_by_subject()))
+    return [tell_fact(dice, fact) for fact in chosen]
+
+
+def fact_part(dice: Dice) -> str:
+    """A paragraph of facts, as prose or one to a line."""
+    told = _some_facts(dice)
+    if dice.chance(0.4):
+        told.insert(0, dice.pick(OPENINGS).format(**two_names(dice)))
+    return ("\n" if dice.chance(0.25) else " ").join(told)
+
+
+def quiz_part(dice: Dice) -> str:
+    """Two people who ask each other questions, one speech to a line."""
+    a, b = dice.several(names(), 2)
+    lines = [dice.pick(OPENINGS).format(A=a, B=b)] if dice.chance(0.7) else []
+    for number in range(dice.number(3, 7)):
+        question, answer = dice.pick(dice.pick(fact_deck()).questions)
+        tag = f" asked {a}." if number == 0 else ""
+        lines += [f'"{question}"{tag}', f'"{answer}," said {b}.' if dice.chance(0.5) else f'"{answer}."']
+        if dice.chance(0.3):
+            a, b = b, a
+    return "\n".join(lines)
+
+
+def story_part(dice: Dice) -> str:
+    """A story, with a fact in it now and then."""
+    told = tell_story(dice).told
+    if dice.chance(0.35):
+        place = dice.number(1, len(told))
+        told.insert(place, told_by_somebody(dice, dice.pick(dice.pick(fact_deck()).statements)))
+    return " ".join(told)
+
+
+def exercise_part(dice: Dice) -> str:
+    """Several exercises, mixed or all of one sort, as prose or one to a line."""
+    one_sort = dice.pick(DECK) if dice.chance(0.4) else None
+    told = [exercise(dice, one_sort) for _ in range(dice.number(3, 7))]
+    if dice.chance(0.3):
+        told.insert(0, dice.pick(LESSON_OPENINGS).format(**two_names(dice)))
+    return ("\n" if dice.chance(0.3) else " ").join(told)
+
+
+
+PARTS: tuple[Callable[[Dice], str], ...] = (
+    fact_part, fact_part, fact_part, fact_part, quiz_part, story_part, story_part, story_part,
+    exercise_part, exercise_part, exercise_part,
+)  # fmt: skip
+FEWEST_CHARACTERS = 450
+
+
+def document(dice: Dice) -> str:
+    """One document of one to three parts, mostly 60 to 250 words."""
+    text = dice.pick(PARTS)(dice)
+    while len(text) < FEWEST_CHARACTERS or dice.chance(0.15):
+        text += ("\n" if dice.chance(0.5) else " ") + dice.pick(PARTS)(dice)
+    return text
+
+
+def documents(seed: int, characters: int) -> Iterator[str]:
+    """Documents until they hold, with the blank lines between them, that many characters."""
+    dice, written = Dice(seed), 0
+    while written < characters:
+        text = document(dice)
+        written += len(text) + 2
+        yield text

@@ -1,0 +1,136 @@
+"""Language and number exercises told as prose: the corpus form of what tuning asks later.
+
+The corpus never gives an order and waits for an answer; it tells that somebody wrote a sentence
+and somebody else turned it into the passive. The wordings are in tables/exercises.csv. Each
+function here draws the matter of one exercise and returns the slots for those wordings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import lru_cache
+
+from . import sentences
+from .dice import Dice
+from .grammar import NUMBER_WORDS, capitalise, with_article
+from .tables import names, rows
+
+# How often each exercise appears in the corpus, compared with the others.
+SHARES = {
+    "passive": 5, "tense": 2, "negate": 4, "repeat": 3, "first": 2, "last": 3, "remark": 3, "passage": 5,
+    "count": 4, "sort": 4, "letters": 1, "odd": 4, "add": 3,
+}  # fmt: skip
+
+
+def lower_start(sentence: str) -> str:
+    """The sentence as it stands inside another one: "The cup was" becomes "the cup was"."""
+    if sentence.startswith(("The ", "My ")):
+        return sentence[0].lower() + sentence[1:]
+    return sentence
+
+
+def comma_end(sentence: str) -> str:
+    """The sentence as it stands in speech before "said Tom": with a comma for its full stop."""
+    return sentence.removesuffix(".") + ","
+
+
+def first_word(sentence: str) -> str:
+    return sentence.split(" ", 1)[0]
+
+
+def last_word(sentence: str) -> str:
+    return sentence.rstrip(".").rsplit(" ", 1)[-1]
+
+
+def _passive(dice: Dice) -> dict[str, str]:
+    action = sentences.action(dice)
+    return {"active": action.active, "passive": action.passive, "passive_low": lower_start(action.passive)}
+
+
+def _tense(dice: Dice) -> dict[str, str]:
+    action = sentences.action(dice)
+    slots = {"subject": capitalise(action.subject), "subject_low": action.subject, "object": action.object}
+    return slots | {"object_cap": capitalise(action.object)} | {
+        form: action.verb[form] for form in ("base", "third", "past", "ing")
+    }  # fmt: skip
+
+
+def _negate(dice: Dice) -> dict[str, str]:
+    plain, negated = sentences.plain_and_negated(dice)
+    return {"plain": plain, "negated": negated}
+
+
+def _sentence(dice: Dice) -> dict[str, str]:
+    text = sentences.sentence(dice)
+    return {
+        "sentence": text, "sentence_low": lower_start(text), "sentence_comma": comma_end(text),
+        "first": first_word(text), "last": last_word(text),
+    }  # fmt: skip
+
+
+def _remark(dice: Dice) -> dict[str, str]:
+    remark, feeling = sentences.remark(dice)
+    return {"remark": remark, "remark_comma": comma_end(remark), "exercise": feeling}
+
+
+def _passage(dice: Dice) -> dict[str, str]:
+    passage, question, answer = sentences.passage(dice)
+    return {
+        "passage": passage, "passage_comma": comma_end(passage), "question": question, "answer": answer
+    }  # fmt: skip
+
+
+def _count(dice: Dice) -> dict[str, str]:
+    words = sentences.word_list(dice)
+    written = str(len(words)) if dice.chance(0.5) else NUMBER_WORDS[len(words)]
+    return {"list": ", ".join(words), "n": written, "N": capitalise(written)}
+
+
+def _sort(dice: Dice) -> dict[str, str]:
+    numbers = sentences.number_list(dice)
+    return {
+        "list": ", ".join(map(str, numbers)), "sorted": ", ".join(map(str, sorted(numbers))),
+        "smallest": str(min(numbers)), "biggest": str(max(numbers)),
+    }  # fmt: skip
+
+
+def _letters(dice: Dice) -> dict[str, str]:
+    letters = dice.several("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 3)
+    return {"list": ", ".join(letters), "sorted": ", ".join(sorted(letters))}
+
+
+def _odd(dice: Dice) -> dict[str, str]:
+    words, odd, kind = sentences.odd_one_out(dice)
+    return {"list": ", ".join(words), "odd": odd, "kind": with_article(kind)}
+
+
+def _add(dice: Dice) -> dict[str, str]:
+    x, y = sentences.big_sum(dice)
+    return {"x": str(x), "y": str(y), "z": str(x + y)}
+
+
+DRAW = {
+    "passive": _passive, "tense": _tense, "negate": _negate, "repeat": _sentence, "first": _sentence,
+    "last": _sentence, "remark": _remark, "passage": _passage, "count": _count, "sort": _sort,
+    "letters": _letters, "odd": _odd, "add": _add,
+}  # fmt: skip
+DECK = tuple(name for name, share in SHARES.items() for _ in range(share))
+
+
+@lru_cache(maxsize=None)
+def wordings() -> dict[str, tuple[str, ...]]:
+    """The wordings of each exercise."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows("exercises"):
+        found[row["exercise"]].append(row["text"])
+    return {name: tuple(texts) for name, texts in found.items()}
+
+
+def exercise(dice: Dice, name: str | None = None) -> str:
+    """One exercise with its result, told in a few sentences of prose."""
+    name = name or dice.pick(DECK)
+    slots = DRAW[name](dice)
+    template = dice.pick(wordings()[slots.pop("exercise", name)])
+    if "{A}" in template:
+        slots["A"], slots["B"] = dice.several(names(), 2)
+    return capitalise(template.format(**slots))

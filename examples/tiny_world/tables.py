@@ -1,0 +1,55 @@
+"""Read the CSV tables once and give them out as plain Python values."""
+
+from __future__ import annotations
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+
+TABLES = Path(__file__).parent / "tables"
+
+
+@lru_cache(maxsize=None)
+def rows(name: str) -> tuple[dict[str, str], ...]:
+    """All rows of tables/NAME.csv, in file order."""
+    with open(TABLES / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+@lru_cache(maxsize=None)
+def words(word_class: str) -> tuple[str, ...]:
+    """The words of one class in tables/classes.csv."""
+    found = tuple(row["word"] for row in rows("classes") if row["class"] == word_class)
+    if not found:
+        raise KeyError(f"tables/classes.csv has no class named {word_class!r}")
+    return found
+
+
+@lru_cache(maxsize=None)
+def names() -> tuple[str, ...]:
+    """First names of people."""
+    return tuple(row["name"] for row in rows("names"))
+
+
+@lru_cache(maxsize=None)
+def pronouns() -> dict[str, str]:
+    """The pronoun (he or she) of each name."""
+    return {row["name"]: row["pronoun"] for row in rows("names")}
+
+
+@lru_cache(maxsize=None)
+def plurals() -> dict[str, str]:
+    """The plural of each noun."""
+    return {row["noun"]: row["plural"] for row in rows("nouns")}
+
+
+@lru_cache(maxsize=None)
+def places() -> dict[str, str]:
+    """Where somebody in a place is, such as "in the garden" for "garden"."""
+    return {row["place"]: f"{row['preposition']} the {row['place']}" for row in rows("places")}
+
+
+@lru_cache(maxsize=None)
+def place_phrases() -> tuple[str, ...]:
+    """All places as phrases, such as "in the garden"."""
+    return tuple(places().values())

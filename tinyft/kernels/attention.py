@@ -1,0 +1,252 @@
+"""Causal multi-head attention over rows of different lengths, without padding and without a T x T array.
+
+A batch is its tokens one after the other, `qkv` (N, 3C), and where each row starts, `row_starts` (B+1,).
+Every (row, head) pair is one task. Its queries run in blocks of QUERY_BLOCK; block by block the scores
+against all keys up to the last query of the block are formed, turned into weights and used up. Queries
+never meet the keys of later blocks, so that half of the square is not computed, and scores never leave the
+cache (Dao et al., "FlashAttention", 2022, has the idea; a CPU's cache is large enough to hold whole rows
+of scores, which saves the running softmax). The products are the register tiles of `matmul`.
+
+In the way back the weights are formed again from the queries, the keys and `lse`, the logarithm of each
+softmax's denominator: that is cheaper than to keep them.
+"""
+
+import numpy as np
+from numba import prange
+
+from .jit import jit
+from .matmul import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    lanes_of,
+    multiply_panels,
+    pack_columns,
+    pack_rows,
+    take_number,
+)
+from .simd import exp
+
+QUERY_BLOCK = 4 * TILE_ROWS
+
+
+@jit
+def _round_up(n, step):
+    return (n + step - 1) // step * step
+
+
+@jit(reorder=True)
+def _weights_from_scores(scores, visible, scale):
+    """Softmax of scale * scores over the first `visible` keys, 0 for the others, in place; returns lse."""
+    seen = scores[:visible]
+    top = seen[0]
+    for i in range(seen.size):
+        top = max(top, seen[i])
+    total = scores.dtype.type(0)
+    for i in range(seen.size):
+        seen[i] = exp((seen[i] - top) * scale)
+        total += seen[i]
+    inverse = scores.dtype.type(1) / total
+    for i in range(seen.size):
+        seen[i] *= inverse
+    scores[visible:] = 0
+    return top * scale + np.log(total)
+
+
+@jit
+def _attend(qkv, query, key, value, stride, length, size, out, out_start, out_stride, lse,
+            keys, values, rows, scores, edge):
+    """One (row, head): out = softmax(Q K^T / sqrt(size)) V. query, key, value: where each starts in `qkv`."""
+    tile_columns = TILE_VECTORS * lanes_of(qkv)
+    scale = qkv.dtype.type(1 / np.sqrt(size))
+    pack_columns(qkv, key, stride, True, length, size, keys, 0, size * tile_columns)
+    pack_columns(qkv, value, stride, False, size, length, values, 0, length * tile_columns)
+    for first in range(0, length, QUERY_BLOCK):
+        last = min(length, first + QUERY_BLOCK)  # also the number of keys that this block can see
+        high = last - first
+        pack_rows(qkv, query + first * stride, stride, False, high, size, rows, size * TILE_ROWS)
+        multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
+                        scores, 0, length, high, last, edge, False)
+        for i in range(high):
+            lse[first + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
+        pack_rows(scores, 0, length, False, high, last, rows, last * TILE_ROWS)
+        multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
+                        out, out_start + first * out_stride, out_stride, high, size, edge, False)
+
+
+@jit
+def _scratch_sizes(longest, size, tile_columns):
+    """Numbers needed to pack keys (size x longest), values (longest x size), rows, and to hold scores."""
+    return (
+        _round_up(longest, tile_columns) * size,
+        _round_up(size, tile_columns) * longest,
+        max(QUERY_BLOCK * max(longest, size), _round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
+        QUERY_BLOCK * longest,
+    )
+
+
+@jit
+def _longest(row_starts):
+    longest = 0
+    for row in range(row_starts.size - 1):
+        longest = max(longest, row_starts[row + 1] - row_starts[row])
+    return longest
+
+
+@jit(parallel=True)
+def attention_forward(qkv, heads, row_starts, threads):
+    """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the way back.
+
+    The columns of qkv are all queries, all keys, all values, each (heads, C / heads), as GPT-2's c_attn
+    makes them. A token attends to itself and to those before it in its row.
+    """
+    tokens, stride = qkv.shape
+    width = stride // 3
+    size = width // heads
+    out, lse = np.empty((tokens, width), qkv.dtype), np.empty((heads, tokens), qkv.dtype)
+    flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
+    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
+    tasks = (row_starts.size - 1) * heads
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        keys, values = np.empty(key_size, qkv.dtype), np.empty(value_size, qkv.dtype)
+        rows, scores = np.empty(row_size, qkv.dtype), np.empty(score_size, qkv.dtype)
+        edge = np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+        while True:
+            task = take_number(counter)
+            if task >= tasks:
+                break
+            row, head = task // heads, task % heads
+            start, end = row_starts[row], row_starts[row + 1]
+            at = start * stride + head * size
+            _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+                    flat_out, start * width + head * size, width, lse[head, start:end],
+                    keys, values, rows, scores, edge)
+    return out, lse
+
+
+@jit(reorder=True)
+def _weights_again(scores, visible, scale, lse):
+    """exp(scale * scores - lse) over the first `visible` keys, 0 for the others, in place."""
+    seen = scores[:visible]
+    for i in range(seen.size):
+        seen[i] = exp(seen[i] * scale - lse)
+    scores[visible:] = 0
+
+
+@jit(reorder=True)
+def _scores_backward(weights, dweights, scale):
+    """Softmax's gradient, in place of dweights: scale * weights * (dweights - sum(dweights * weights))."""
+    dot = weights.dtype.type(0)
+    for i in range(weights.size):
+        dot += weights[i] * dweights[i]
+    for i in range(weights.size):
+        dweights[i] = scale * weights[i] * (dweights[i] - dot)
+
+
+@jit
+def _attend_backward(qkv, query, key, value, stride, length, size, dout, dout_start, dout_stride, lse, dqkv,
+                     keys, values, keys_down, block, rows, scores, dscores, edge):
+    """One (row, head); dqkv has the places and strides of qkv. Forward: S = Q K^T, W = softmax(S), O = W V."""
+    tile_columns = TILE_VECTORS * lanes_of(qkv)
+    scale = qkv.dtype.type(1 / np.sqrt(size))
+    panel = size * tile_columns
+    pack_columns(qkv, key, stride, True, length, size, keys, 0, panel)
+    pack_columns(qkv, value, stride, True, length, size, values, 0, panel)
+    pack_columns(qkv, key, stride, False, size, length, keys_down, 0, length * tile_columns)
+    for i in range(length):
+        dqkv[key + i * stride : key + i * stride + size] = 0
+        dqkv[value + i * stride : value + i * stride + size] = 0
+    for first in range(0, length, QUERY_BLOCK):
+        last = min(length, first + QUERY_BLOCK)
+        high = last - first
+        queries, douts = query + first * stride, dout_start + first * dout_stride
+
+        # W again, and dW = dO V^T
+        pack_rows(qkv, queries, stride, False, high, size, rows, size * TILE_ROWS)
+        multiply_panels(rows, size * TILE_ROWS, keys, 0, panel, size,
+                        scores, 0, length, high, last, edge, False)
+        pack_rows(dout, douts, dout_stride, False, high, size, rows, size * TILE_ROWS)
+        multiply_panels(rows, size * TILE_ROWS, values, 0, panel, size,
+                        dscores, 0, length, high, last, edge, False)
+        for i in range(high):
+            weights, dweights = scores[i * length : i * length + last], dscores[i * length : i * length + last]
+            _weights_again(weights, first + i + 1, scale, lse[first + i])
+            _scores_backward(weights, dweights, scale)
+
+        # dQ = dS K
+        pack_rows(dscores, 0, length, False, high, last, rows, last * TILE_ROWS)
+        multiply_panels(rows, last * TILE_ROWS, keys_down, 0, length * tile_columns, last,
+                        dqkv, queries, stride, high, size, edge, False)
+        # dV += W^T dO
+        pack_rows(scores, 0, length, True, last, high, rows, high * TILE_ROWS)
+        pack_columns(dout, douts, dout_stride, False, size, high, block, 0, high * tile_columns)
+        multiply_panels(rows, high * TILE_ROWS, block, 0, high * tile_columns, high,
+                        dqkv, value, stride, last, size, edge, True)
+        # dK += dS^T Q
+        pack_rows(dscores, 0, length, True, last, high, rows, high * TILE_ROWS)
+        pack_columns(qkv, queries, stride, False, size, high, block, 0, high * tile_columns)
+        multiply_panels(rows, high * TILE_ROWS, block, 0, high * tile_columns, high,
+                        dqkv, key, stride, last, size, edge, True)
+
+
+@jit(parallel=True)
+def attention_backward(dout, qkv, heads, row_starts, lse, threads):
+    """Gradient of qkv (N, 3C) from that of the result, dout (N, C). A task owns its part of all three."""
+    stride = qkv.shape[1]
+    width = stride // 3
+    size = width // heads
+    dqkv = np.empty_like(qkv)
+    flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
+    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
+    tasks = (row_starts.size - 1) * heads
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        keys, values = np.empty(key_size, qkv.dtype), np.empty(key_size, qkv.dtype)
+        keys_down = np.empty(value_size, qkv.dtype)
+        block = np.empty(_round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
+        rows, edge = np.empty(row_size, qkv.dtype), np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+        scores, dscores = np.empty(score_size, qkv.dtype), np.empty(score_size, qkv.dtype)
+        while True:
+            task = take_number(counter)
+            if task >= tasks:
+                break
+            row, head = task // heads, task % heads
+            start, end = row_starts[row], row_starts[row + 1]
+            at = start * stride + head * size
+            _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+                             flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
+                             keys, values, keys_down, block, rows, scores, dscores, edge)
+    return dqkv
+
+
+@jit(reorder=True)
+def _attend_to_cache(query, keys, values, scores, out):
+    """One head of one new token: query (size,), keys and values (T, size), scores (T,) scratch."""
+    scale = query.dtype.type(1 / np.sqrt(query.size))
+    for t in range(scores.size):
+        key = keys[t]
+        dot = query.dtype.type(0)
+        for i in range(query.size):
+            dot += query[i] * key[i]
+        scores[t] = dot
+    _weights_from_scores(scores, scores.size, scale)
+    out[:] = 0
+    for t in range(scores.size):
+        weight, value = scores[t], values[t]
+        for i in range(out.size):
+            out[i] += weight * value[i]
+
+
+@jit(parallel=True)
+def attention_decode(query, keys, values):
+    """One new token against all tokens so far: (heads, size), (heads, T, size) twice -> (heads, size).
+
+    The keys and values of the new token itself already stand at T - 1.
+    """
+    out = np.empty_like(query)
+    scores = np.empty(keys.shape[:2], query.dtype)
+    for head in prange(query.shape[0]):
+        _attend_to_cache(query[head], keys[head], values[head], scores[head], out[head])
+    return out

@@ -1,0 +1,118 @@
+"""How tinyft compiles: one `jit` decorator, one cache folder, one line while compiling.
+
+Numba compiles a kernel at its first call and can keep the machine code on disk. Its own cache only
+notices a change in the file that holds the kernel, not in a helper that the kernel calls from another
+file, so tinyft gives the cache a folder named after everything the machine code depends on: the kernel
+sources, the Numba version and the CPU. Old folders are simply never looked at again.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+from numba.core import event
+
+# Flags that let the compiler reorder sums, fuse a*b+c and ignore the sign of zero, which is what
+# vectorising a reduction takes. "nnan" and "ninf" stay out: with them every test for NaN is
+# optimised away and a diverged loss would go unnoticed.
+REORDER = {"reassoc", "contract", "nsz"}
+
+HOST_FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+
+def _vector_bytes() -> int:
+    """Width of the host's vector registers in bytes; TINYFT_VECTOR_BITS=512|256|128 overrides it."""
+    if "avx512f" in HOST_FEATURES:
+        widest = 64
+    elif {"avx2", "fma"} <= HOST_FEATURES:
+        widest = 32
+    else:  # NEON and SSE
+        widest = 16
+    wanted = os.environ.get("TINYFT_VECTOR_BITS")
+    if wanted is None:
+        return widest
+    if wanted not in ("128", "256", "512") or int(wanted) > 8 * widest:
+        raise ValueError(
+            f"TINYFT_VECTOR_BITS is {wanted!r}, expected 128, 256 or 512 and at most {8 * widest}, "
+            "the width of this CPU's vector registers; unset it to use the widest"
+        )
+    return int(wanted) // 8
+
+
+VECTOR_BYTES = _vector_bytes()
+
+
+def _fingerprint() -> str:
+    """A short hash of all that the compiled code depends on."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    features = ",".join(sorted(HOST_FEATURES))
+    digest.update(f"{numba.__version__} {llvm.get_host_cpu_name()} {features} {VECTOR_BYTES}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_folder() -> Path | None:
+    """A writable folder for compiled kernels, or None where there is none."""
+    base = os.environ.get("TINYFT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "tinyft" / f"kernels-{_fingerprint()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False):
+    """`numba.njit` with tinyft's settings.
+
+    parallel: `prange` loops run on all threads.
+    reorder: sums may be reordered, see REORDER; never where the order matters for accuracy.
+    inline: always merge into the caller, for helpers inside hot loops.
+    """
+
+    def decorate(f):
+        options = dict(
+            parallel=parallel,
+            fastmath=REORDER if reorder else False,
+            error_model="numpy",  # a division by zero gives inf, as in NumPy, and costs no branch
+            boundscheck=False,
+        )
+        if inline:
+            options["forceinline"] = True
+        if CACHE_FOLDER is None:
+            return numba.njit(**options)(f)
+        # Numba reads the folder when it decorates; put the user's own setting back afterwards.
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER)
+        try:
+            return numba.njit(cache=True, **options)(f)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate if function is None else decorate(function)
+
+
+class _CompileNotice(event.Listener):
+    """Says once, on stderr, why the first call takes a while. Loading from the cache stays silent."""
+
+    def on_start(self, happening):
+        name = getattr(happening.data.get("dispatcher"), "__module__", "") or ""
+        if name.startswith("tinyft."):
+            event.unregister("numba:compile", self)
+            where = f"kept in {CACHE_FOLDER}" if CACHE_FOLDER else "no folder to keep them is writable"
+            print(f"tinyft: compiling kernels for this CPU, once, under a minute ({where})",
+                  file=sys.stderr, flush=True)
+
+    def on_end(self, happening):
+        pass
+
+
+event.register("numba:compile", _CompileNotice())

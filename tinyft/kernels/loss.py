@@ -1,0 +1,39 @@
+"""Cross-entropy of logits against the number of the right class."""
+
+import numpy as np
+from numba import prange
+
+from .jit import jit
+from .simd import exp
+
+
+@jit(reorder=True)
+def _softmax_minus_target(logits, target, scale):
+    """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target]."""
+    top = logits[0]
+    for i in range(logits.size):
+        top = max(top, logits[i])
+    correct = logits[target] - top
+    total = logits.dtype.type(0)
+    for i in range(logits.size):
+        logits[i] = exp(logits[i] - top)
+        total += logits[i]
+    scale_by_total = scale / total
+    for i in range(logits.size):
+        logits[i] *= scale_by_total
+    logits[target] -= scale
+    return np.log(total) - correct
+
+
+@jit(parallel=True)
+def cross_entropy_in_place(logits, targets, scale):
+    """Losses (rows,) of logits (rows, V) against targets (rows,), none of them -100.
+
+    `logits` becomes the gradient of scale * sum(losses): it is never needed again, and a batch of
+    GPT-2's logits is the largest array of all.
+    """
+    losses = np.empty(logits.shape[0], logits.dtype)
+    scale = logits.dtype.type(scale)
+    for row in prange(logits.shape[0]):
+        losses[row] = _softmax_minus_target(logits[row], targets[row], scale)
+    return losses

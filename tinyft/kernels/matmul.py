@@ -1,0 +1,449 @@
+"""Matrix product C = A B at the speed of the machine, and why it takes more than three loops.
+
+A core can start one or two fused multiply-adds on whole vector registers every cycle, but can load only a
+few values from the nearest cache in that time, and far fewer from memory. Three plain loops need two loads
+for every multiply-add and so reach a tenth of the peak. The remedy is to use what has been loaded many
+times before letting it go, at every level of the memory (Goto and van de Geijn, "Anatomy of high-performance
+matrix multiplication", 2008; the scheme of BLIS):
+
+  registers  a TILE of C, TILE_ROWS x 2 vectors, stays in registers while k runs; each step loads 2 vectors of
+             B and TILE_ROWS numbers of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)
+  L1, L2     a PANEL of B (K_BLOCK rows, one tile wide) meets all tiles of a BLOCK of A, which sits in L2
+  L3         the panels of B, COLUMN_BLOCK columns at a time, are shared by all threads
+  packing    panels and blocks are first copied into the very order in which `tile` reads them, so that all
+             its loads are consecutive; a transposed operand only means another way of copying
+
+Storage order is the caller's business: `matmul` takes NumPy views, and `x.T` costs nothing.
+"""
+
+import threading
+
+import numpy as np
+from llvmlite import ir
+from numba import get_num_threads, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jit import HOST_FEATURES, VECTOR_BYTES, jit
+
+# AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
+# hold the vectors of B and one the number of A that is being used.
+TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
+TILE_VECTORS = 2
+
+K_BLOCK = 384  # A panel of B is K_BLOCK x 128 bytes = 48 KB with AVX-512: L1 and a little of L2.
+ROW_BLOCK_BYTES = 384 * 1024  # A block of A: less than half of a 1 MB L2.
+COLUMN_BLOCK_BYTES = 6 * 1024 * 1024  # The packed panels of B: a part of L3.
+
+
+@intrinsic
+def lanes_of(typingctx, array):
+    """Numbers per vector register for the array's type; a constant of the compiled code."""
+    lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(ir.IntType(64), lanes)
+
+    return types.intp(array), codegen
+
+
+def _pointer(context, builder, array_type, array, offset):
+    """The address of element `offset` of a flat array."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
+
+
+class _Vectors:
+    """Emits loads, stores and arithmetic on whole vectors of one float type."""
+
+    def __init__(self, builder, float_type: types.Float):
+        self.builder = builder
+        self.lanes = VECTOR_BYTES * 8 // float_type.bitwidth
+        self.scalar = ir.FloatType() if float_type.bitwidth == 32 else ir.DoubleType()
+        self.type = ir.VectorType(self.scalar, self.lanes)
+        self.align = float_type.bitwidth // 8
+        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+        self.undefined = ir.Constant(self.type, ir.Undefined)
+
+    def fma(self, a, b, c):
+        kind = ir.FunctionType(self.type, [self.type] * 3)
+        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), (a, b, c))
+
+    def at(self, pointer, offset: int):
+        return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
+
+    def load(self, pointer):
+        loaded = self.builder.load(self.builder.bitcast(pointer, self.type.as_pointer()))
+        loaded.align = self.align
+        return loaded
+
+    def store(self, value, pointer):
+        self.builder.store(value, self.builder.bitcast(pointer, self.type.as_pointer())).align = self.align
+
+    def shuffle(self, a, b, lanes: list[int]):
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def splat(self, pointer):
+        first = self.builder.insert_element(
+            self.undefined, self.builder.load(pointer), ir.Constant(ir.IntType(32), 0)
+        )
+        return self.shuffle(first, self.undefined, [0] * self.lanes)
+
+    def transpose(self, rows: list) -> list:
+        """Turn `lanes` vectors, each a row, into `lanes` vectors, each a column.
+
+        One round for every bit of the index swaps the off-diagonal quarters of each 2 x 2 block of blocks.
+        """
+        width = 1
+        while width < self.lanes:
+            low = [i + (i & width and self.lanes - width) for i in range(self.lanes)]
+            high = [i + width + (i & width and self.lanes - width) for i in range(self.lanes)]
+            turned = list(rows)
+            for i in range(self.lanes):
+                if not i & width:
+                    turned[i] = self.shuffle(rows[i], rows[i + width], low)
+                    turned[i + width] = self.shuffle(rows[i], rows[i + width], high)
+            rows, width = turned, 2 * width
+        return rows
+
+
+@intrinsic
+def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
+    """C[TILE_ROWS, 2 vectors] = A B, or C + A B if `add`, for one packed panel each of A and B.
+
+    a: depth x TILE_ROWS numbers from a_start; b: depth x 2 vectors from b_start; all arrays flat.
+    """
+
+    def codegen(context, builder, signature, args):
+        a, a_start, b, b_start, depth, c, c_start, c_stride, add = args
+        kinds = signature.args
+        pointer_a = _pointer(context, builder, kinds[0], a, a_start)
+        pointer_b = _pointer(context, builder, kinds[2], b, b_start)
+        pointer_c = _pointer(context, builder, kinds[5], c, c_start)
+        vectors = _Vectors(builder, kinds[5].dtype)
+        index = ir.IntType(64)
+        grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
+
+        # The phi nodes below are the tile: values that live in registers from one k to the next.
+        before, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("end")
+        builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(index, 0)), loop, after)
+        builder.position_at_end(loop)
+        k = builder.phi(index)
+        k.add_incoming(ir.Constant(index, 0), before)
+        sums = [builder.phi(vectors.type) for _ in grid]
+        row_of_a = builder.gep(pointer_a, [builder.mul(k, ir.Constant(index, TILE_ROWS))])
+        row_of_b = builder.gep(pointer_b, [builder.mul(k, ir.Constant(index, TILE_VECTORS * vectors.lanes))])
+        loaded_b = [vectors.load(vectors.at(row_of_b, v * vectors.lanes)) for v in range(TILE_VECTORS)]
+        updated = []
+        for row in range(TILE_ROWS):
+            number = vectors.splat(vectors.at(row_of_a, row))
+            for column in range(TILE_VECTORS):
+                total = sums[row * TILE_VECTORS + column]
+                updated.append(vectors.fma(number, loaded_b[column], total))
+        following = builder.add(k, ir.Constant(index, 1))
+        k.add_incoming(following, loop)
+        for total, new in zip(sums, updated, strict=True):
+            total.add_incoming(vectors.zero, before)
+            total.add_incoming(new, loop)
+        builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
+
+        builder.position_at_end(after)
+        finals = []
+        for new in updated:
+            final = builder.phi(vectors.type)
+            final.add_incoming(vectors.zero, before)
+            final.add_incoming(new, loop)
+            finals.append(final)
+
+        def place(row, column):
+            row_of_c = builder.gep(pointer_c, [builder.mul(c_stride, ir.Constant(index, row))])
+            return vectors.at(row_of_c, column * vectors.lanes)
+
+        with builder.if_else(add) as (more, fresh):
+            with more:
+                for (row, column), final in zip(grid, finals, strict=True):
+                    vectors.store(builder.fadd(vectors.load(place(row, column)), final), place(row, column))
+            with fresh:
+                for (row, column), final in zip(grid, finals, strict=True):
+                    vectors.store(final, place(row, column))
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, b, types.intp, types.intp, c, types.intp, types.intp, types.boolean), codegen
+
+
+def _pack_block(rows: int):
+    """Make an intrinsic that packs `rows` rows x one vector of columns, turned by 90 degrees."""
+
+    @intrinsic
+    def pack(typingctx, source, start, stride, packed, packed_start):
+        def codegen(context, builder, signature, args):
+            source, start, stride, packed, packed_start = args
+            vectors = _Vectors(builder, signature.args[0].dtype)
+            pointer = _pointer(context, builder, signature.args[0], source, start)
+            target = _pointer(context, builder, signature.args[3], packed, packed_start)
+            groups = []
+            for first in range(0, rows, vectors.lanes):
+                loaded = [
+                    vectors.load(builder.gep(pointer, [builder.mul(stride, ir.Constant(ir.IntType(64), row))]))
+                    if row < rows else vectors.undefined
+                    for row in range(first, first + vectors.lanes)
+                ]
+                groups.append(vectors.transpose(loaded))
+            # Ascending addresses: where rows is no multiple of the vector, a store spills over its end, and
+            # the next store puts right what it overwrote.
+            for k in range(vectors.lanes):
+                for group, turned in enumerate(groups):
+                    vectors.store(turned[k], vectors.at(target, k * rows + group * vectors.lanes))
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, types.intp, packed, types.intp), codegen
+
+    return pack
+
+
+_pack_tile_rows = _pack_block(TILE_ROWS)
+
+
+@intrinsic
+def _pack_tile_columns(typingctx, source, start, stride, packed, packed_start):
+    """Pack 2 vectors' worth of rows x one vector of columns, turned: for the panels of a transposed B."""
+
+    def codegen(context, builder, signature, args):
+        source, start, stride, packed, packed_start = args
+        vectors = _Vectors(builder, signature.args[0].dtype)
+        pointer = _pointer(context, builder, signature.args[0], source, start)
+        target = _pointer(context, builder, signature.args[3], packed, packed_start)
+        for half in range(TILE_VECTORS):
+            rows = [ir.Constant(ir.IntType(64), half * vectors.lanes + row) for row in range(vectors.lanes)]
+            loaded = [vectors.load(builder.gep(pointer, [builder.mul(stride, row)])) for row in rows]
+            for k, turned in enumerate(vectors.transpose(loaded)):
+                vectors.store(turned, vectors.at(target, (k * TILE_VECTORS + half) * vectors.lanes))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, packed, types.intp), codegen
+
+
+@jit
+def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width):
+    """Pack a panel whose `width` numbers for one k lie side by side in memory; zeros fill the rest."""
+    zero = source.dtype.type(0)
+    for k in range(depth):
+        row = source[start + k * stride : start + k * stride + width]
+        target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
+        for i in range(width):
+            target[i] = row[i]
+        for i in range(width, panel_width):
+            target[i] = zero
+
+
+@jit
+def _pack_across(source, start, stride, width, depth, packed, packed_start, panel_width):
+    """Pack a panel whose `depth` numbers for one row lie side by side in memory; zeros fill the rest."""
+    lanes = lanes_of(source)
+    k = 0
+    if width == panel_width:
+        while k + lanes <= depth:
+            if panel_width == TILE_ROWS:
+                _pack_tile_rows(source, start + k, stride, packed, packed_start + k * panel_width)
+            else:
+                _pack_tile_columns(source, start + k, stride, packed, packed_start + k * panel_width)
+            k += lanes
+    zero = source.dtype.type(0)
+    while k < depth:
+        target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
+        for i in range(width):
+            target[i] = source[start + i * stride + k]
+        for i in range(width, panel_width):
+            target[i] = zero
+        k += 1
+
+
+@jit
+def pack_rows(source, start, stride, turned, rows, depth, packed, panel_stride):
+    """Pack A[rows, depth] into panels of TILE_ROWS rows, `panel_stride` numbers apart.
+
+    A[i, k] is source[start + i * stride + k], or source[start + k * stride + i] if `turned`. `packed` needs
+    one vector of slack at its end, see `_pack_block`.
+    """
+    for panel in range((rows + TILE_ROWS - 1) // TILE_ROWS):
+        first = panel * TILE_ROWS
+        width = min(TILE_ROWS, rows - first)
+        if turned:
+            _pack_along(source, start + first, stride, width, depth, packed, panel * panel_stride, TILE_ROWS)
+        else:
+            _pack_across(source, start + first * stride, stride, width, depth, packed, panel * panel_stride,
+                         TILE_ROWS)
+
+
+@jit
+def pack_columns(source, start, stride, turned, columns, depth, packed, packed_start, panel_stride):
+    """Pack B[depth, columns] into panels one tile wide, `panel_stride` numbers apart.
+
+    B[k, j] is source[start + k * stride + j], or source[start + j * stride + k] if `turned`.
+    """
+    tile_columns = TILE_VECTORS * lanes_of(source)
+    for panel in range((columns + tile_columns - 1) // tile_columns):
+        first = panel * tile_columns
+        width = min(tile_columns, columns - first)
+        target = packed_start + panel * panel_stride
+        if turned:
+            _pack_across(source, start + first * stride, stride, width, depth, packed, target, tile_columns)
+        else:
+            _pack_along(source, start + first, stride, width, depth, packed, target, tile_columns)
+
+
+@jit
+def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
+                    c, c_start, c_stride, rows, columns, edge, add):
+    """C[rows, columns] (+)= A B for packed A and B; tiles that stick out of C go through `edge`.
+
+    c: flat, C[i, j] = c[c_start + i * c_stride + j]. edge: scratch for one tile. add: keep what stands in C.
+    """
+    tile_columns = TILE_VECTORS * lanes_of(c)
+    for j in range((columns + tile_columns - 1) // tile_columns):
+        panel_b = b_start + j * b_stride
+        wide = min(tile_columns, columns - j * tile_columns)
+        for i in range((rows + TILE_ROWS - 1) // TILE_ROWS):
+            high = min(TILE_ROWS, rows - i * TILE_ROWS)
+            corner = c_start + i * TILE_ROWS * c_stride + j * tile_columns
+            whole = high == TILE_ROWS and wide == tile_columns
+            target = c if whole else edge
+            tile(packed_a, i * a_stride, packed_b, panel_b, depth, target, corner if whole else 0,
+                 c_stride if whole else tile_columns, whole and add)
+            if whole:
+                continue
+            for row in range(high):
+                source = edge[row * tile_columns : row * tile_columns + wide]
+                into = c[corner + row * c_stride : corner + row * c_stride + wide]
+                for column in range(wide):
+                    into[column] = into[column] + source[column] if add else source[column]
+
+
+@intrinsic
+def take_number(typingctx, counter):
+    """counter[0], counting it up by one in the same instant, so that no two threads get the same number."""
+
+    def codegen(context, builder, signature, args):
+        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
+@jit(parallel=True)
+def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges, threads):
+    """The blocked product; a, b, c are C-contiguous, `packed_a` and `edges` have one row for each thread."""
+    rows, columns = c.shape
+    depth = a.shape[0] if a_turned else a.shape[1]
+    flat_a, flat_b, flat_c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_c)
+    column_block = packed_b.size // (K_BLOCK * tile_columns) * tile_columns
+    # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
+    # columns are divided as well.
+    row_panels = (rows + TILE_ROWS - 1) // TILE_ROWS
+    largest = packed_a.shape[1] // (K_BLOCK * TILE_ROWS)
+    row_blocks = max(1, min(row_panels, (row_panels + largest - 1) // largest))
+    if row_panels >= threads:
+        row_blocks = (row_blocks + threads - 1) // threads * threads
+    counter = np.zeros(1, np.int64)
+
+    for first_column in range(0, columns, column_block):
+        wide = min(column_block, columns - first_column)
+        panels = (wide + tile_columns - 1) // tile_columns
+        groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
+        for first_k in range(0, depth, K_BLOCK):
+            deep = min(K_BLOCK, depth - first_k)
+            panel_size = deep * tile_columns
+            for panel in prange(panels):
+                column = first_column + panel * tile_columns
+                b_at = column * depth + first_k if b_turned else first_k * columns + column
+                pack_columns(flat_b, b_at, depth if b_turned else columns, b_turned,
+                             min(tile_columns, columns - column), deep, packed_b, panel * panel_size, panel_size)
+            adding = add or first_k > 0 or bias.size > 0
+            counter[0] = 0
+            for worker in prange(threads):
+                packed_block = -1
+                while True:
+                    task = take_number(counter)
+                    if task >= row_blocks * groups:
+                        break
+                    block, group = task // groups, task % groups
+                    row = row_panels * block // row_blocks * TILE_ROWS
+                    high = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
+                    if packed_block != block:
+                        a_at = first_k * rows + row if a_turned else row * depth + first_k
+                        pack_rows(flat_a, a_at, rows if a_turned else depth, a_turned, high, deep,
+                                  packed_a[worker], deep * TILE_ROWS)
+                        packed_block = block
+                    left = panels * group // groups
+                    right = panels * (group + 1) // groups
+                    column = first_column + left * tile_columns
+                    across = min(wide - left * tile_columns, (right - left) * tile_columns)
+                    if first_k == 0 and bias.size > 0:
+                        start = bias[column : column + across]
+                        for i in range(row, row + high):
+                            flat_c[i * columns + column : i * columns + column + across] = start
+                    multiply_panels(packed_a[worker], deep * TILE_ROWS, packed_b, left * panel_size, panel_size,
+                                    deep, flat_c, row * columns + column, columns, high, across,
+                                    edges[worker], adding)
+
+
+_scratch = threading.local()
+
+
+def _workspace(dtype: np.dtype, threads: int):
+    """Buffers for packing, kept for the next product: fresh memory costs page faults."""
+    kept = _scratch.__dict__.setdefault((dtype, threads), None)
+    if kept is None:
+        lanes = VECTOR_BYTES // dtype.itemsize
+        row_panels = max(1, ROW_BLOCK_BYTES // (K_BLOCK * TILE_ROWS * dtype.itemsize))
+        kept = (
+            np.empty((threads, row_panels * K_BLOCK * TILE_ROWS + lanes), dtype),
+            np.empty(COLUMN_BLOCK_BYTES // dtype.itemsize, dtype),
+            np.empty((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
+        )
+        _scratch.__dict__[(dtype, threads)] = kept
+    return kept
+
+
+def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A 2-D array as (C-contiguous array, whether the values are its transpose), copying only if it must."""
+    if x.flags.c_contiguous:
+        stored, turned = x, False
+    elif x.flags.f_contiguous:
+        stored, turned = x.T, True
+    else:
+        stored, turned = np.ascontiguousarray(x), False
+    return (stored if stored.flags.writeable and stored.flags.aligned else stored.copy()), turned
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
+           accumulate: bool = False, bias: np.ndarray | None = None) -> np.ndarray:
+    """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
+
+    out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of
+    replacing it. bias: (N,), added to every row; not together with accumulate.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
+    if a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
+        raise TypeError(f"matmul: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
+    rows, columns = a.shape[0], b.shape[1]
+    if out is None:
+        out = np.empty((rows, columns), a.dtype)
+    elif out.shape != (rows, columns) or out.dtype != a.dtype or not out.flags.c_contiguous:
+        raise ValueError(f"matmul: out is {out.shape} {out.dtype}, expected C-contiguous "
+                         f"({rows}, {columns}) {a.dtype}")
+    if a.shape[1] == 0 and not accumulate:
+        out[...] = 0 if bias is None else bias
+    if out.size == 0 or a.shape[1] == 0:
+        return out
+    stored_a, a_turned = _as_stored(a)
+    stored_b, b_turned = _as_stored(b)
+    threads = get_num_threads()
+    if bias is None:
+        bias = np.empty(0, a.dtype)
+    _multiply(stored_a, a_turned, stored_b, b_turned, out, accumulate, bias,
+              *_workspace(a.dtype, threads), threads)
+    return out

@@ -1,0 +1,75 @@
+"""Layer normalisation of rows (Ba, Kiros and Hinton, "Layer Normalization", 2016)."""
+
+import numpy as np
+from numba import prange
+
+from .jit import jit
+
+PARTS = 16
+
+
+@jit(reorder=True)
+def _normalise_row(x, weight, bias, eps, out):
+    """One row; returns its mean and 1 / standard deviation. Two passes: x may have a large mean."""
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i]
+    mean = total / x.dtype.type(x.size)
+    squares = x.dtype.type(0)
+    for i in range(x.size):
+        squares += (x[i] - mean) * (x[i] - mean)
+    rstd = x.dtype.type(1) / np.sqrt(squares / x.dtype.type(x.size) + x.dtype.type(eps))
+    for i in range(x.size):
+        out[i] = (x[i] - mean) * rstd * weight[i] + bias[i]
+    return mean, rstd
+
+
+@jit(parallel=True)
+def layer_norm_forward(x, weight, bias, eps):
+    """(rows, C), (C,), (C,) -> out (rows, C), and mean (rows,), rstd (rows,) for the way back.
+
+    out = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(variance + eps).
+    """
+    out = np.empty_like(x)
+    mean, rstd = np.empty(x.shape[0], x.dtype), np.empty(x.shape[0], x.dtype)
+    for row in prange(x.shape[0]):
+        mean[row], rstd[row] = _normalise_row(x[row], weight, bias, eps, out[row])
+    return out, mean, rstd
+
+
+@jit(reorder=True)
+def _normalise_row_backward(dout, x, weight, mean, rstd, dx, dweight, dbias):
+    """One row of dx; adds the row's share to dweight and dbias.
+
+    With n = (x - mean) * rstd and g = dout * weight: dx = rstd * (g - mean(g) - n * mean(g * n)).
+    """
+    sum_g = x.dtype.type(0)
+    sum_gn = x.dtype.type(0)
+    for i in range(x.size):
+        normal = (x[i] - mean) * rstd
+        g = dout[i] * weight[i]
+        sum_g += g
+        sum_gn += g * normal
+        dweight[i] += dout[i] * normal
+        dbias[i] += dout[i]
+    mean_g, mean_gn = sum_g / x.dtype.type(x.size), sum_gn / x.dtype.type(x.size)
+    for i in range(x.size):
+        normal = (x[i] - mean) * rstd
+        dx[i] = rstd * (dout[i] * weight[i] - mean_g - normal * mean_gn)
+
+
+@jit(parallel=True)
+def layer_norm_backward(dout, x, weight, mean, rstd):
+    """Gradients of x (rows, C), weight (C,) and bias (C,).
+
+    All rows add to the same dweight and dbias, so that threads would race: each PART of the rows has sums of
+    its own, joined at the end. Their number is fixed, and with it the rounding, whatever the threads.
+    """
+    rows, width = x.shape
+    dx = np.empty_like(x)
+    dweights, dbiases = np.zeros((PARTS, width), x.dtype), np.zeros((PARTS, width), x.dtype)
+    for part in prange(PARTS):
+        for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
+            _normalise_row_backward(dout[row], x[row], weight, mean[row], rstd[row],
+                                    dx[row], dweights[part], dbiases[part])
+    return dx, dweights.sum(axis=0), dbiases.sum(axis=0)

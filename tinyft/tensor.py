@@ -1,0 +1,222 @@
+"""Tensor, the `@op` declaration, and the walk back through the graph.
+
+An op is an ordinary function on NumPy arrays that returns its result and a nested function `backward`.
+`@op` lets it take Tensors and records one `Node` for each call: who the parents are, and how to turn the
+gradient of the result into gradients of the inputs.
+
+    @op
+    def mul(x, y):
+        def backward(dout):
+            return dout * y, dout * x
+        return x * y, backward
+
+What `backward` needs it finds in the variables around it; what it doesn't name is freed. It is pure: it
+returns one gradient for each positional input and writes nowhere. Adding up is done here, in one place.
+"""
+
+import functools
+import heapq
+import itertools
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+
+FLOATS = (np.float32, np.float64)
+
+# A gradient is an array, or, where it is as large as the weights and may have to be added to what is
+# already there, a function write(out, accumulate) that fills or increments `out`.
+Gradient = np.ndarray | Callable[[np.ndarray, bool], None] | None
+
+OPS: dict[str, Callable] = {}  # every declared op by name; the tests ask for a gradient check of each
+
+_creation = itertools.count()
+_recording = True
+
+
+class Node:
+    """One op call in the graph. It holds no result, only what the way back needs.
+
+    parents: for each positional input a Node, a leaf Tensor, or None where no gradient is wanted.
+    order: counts up with every node, so parents always have a smaller one than their children.
+    """
+
+    __slots__ = ("op", "parents", "backward", "shape", "order", "grad", "owned")
+
+    def __init__(self, op: str, parents: tuple, backward: Callable, shape: tuple[int, ...]):
+        self.op, self.parents, self.backward, self.shape = op, parents, backward, shape
+        self.order = next(_creation)
+        self.grad: np.ndarray | None = None
+        self.owned = False
+
+
+class Tensor:
+    """An array that remembers how it was made.
+
+    data: a float32 or float64 array (integers where no gradient is asked for). Lists and numbers become
+    float32. grad: after `backward()`, the gradient of a tensor with requires_grad, an array of its shape.
+    """
+
+    __slots__ = ("data", "grad", "owned", "requires_grad", "node")
+    __array_priority__ = 1000  # array * tensor is ours, not an object array of NumPy's
+
+    def __init__(self, data, requires_grad: bool = False, node: Node | None = None):
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor(data): data is a Tensor already; use data.data for its array")
+        array = data if isinstance(data, np.ndarray | np.generic) else np.asarray(data)
+        if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        self.data = np.asarray(array)
+        if requires_grad and self.data.dtype not in FLOATS:
+            raise TypeError(f"Tensor: requires_grad needs float32 or float64, got {self.data.dtype}")
+        self.grad: np.ndarray | None = None
+        self.owned = False  # whether nobody else can hold `grad`, so that it may be added to in place
+        self.requires_grad = requires_grad or node is not None
+        self.node = node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        made_by = f", made by {self.node.op}" if self.node else ", requires_grad" * self.requires_grad
+        return f"Tensor({np.array2string(self.data, threshold=20)}, {self.dtype}{made_by})"
+
+    def item(self) -> float:
+        """The value of a tensor with one element, as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> "Tensor":
+        """The same array, without its history."""
+        return Tensor(self.data)
+
+    def backward(self, gradient: np.ndarray | None = None) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf that it was computed from.
+
+        gradient: d(something)/d(this), of this tensor's shape; 1 for a tensor with one element. The graph is
+        freed on the way, and a second call raises RuntimeError.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: nothing to do, no input of this tensor has requires_grad=True")
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(
+                    f"backward: the tensor has shape {self.shape}, expected one element; "
+                    "reduce it first (sum, mean) or pass its gradient"
+                )
+            gradient = np.ones_like(self.data)
+        gradient = np.asarray(gradient, self.dtype)
+        if gradient.shape != self.shape:
+            raise ValueError(f"backward: gradient is {gradient.shape}, expected {self.shape}, the tensor's shape")
+        _walk_back(self.node or self, gradient)
+
+
+def _walk_back(last: Node | Tensor, gradient: np.ndarray) -> None:
+    """Visit the nodes from the last one made to the first; each is complete when its turn comes.
+
+    A heap ordered by creation is all the sorting it takes, and no recursion: a path from child to parent is
+    walked once however many others join it.
+    """
+    _accumulate(last, gradient, shared=True)
+    waiting = [(-last.order, last)] if isinstance(last, Node) else []
+    seen = {id(last)}
+    while waiting:
+        node = heapq.heappop(waiting)[1]
+        if node.backward is None:
+            raise RuntimeError(
+                f"backward: the graph of this '{node.op}' was freed by an earlier backward(); "
+                "compute the forward pass again, or add the losses and call backward() once"
+            )
+        dout, gradients = node.grad, node.backward(node.grad)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        if len(gradients) != len(node.parents):
+            raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for "
+                             f"{len(node.parents)} inputs")
+        for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
+            if parent is None or gradient is None:
+                continue
+            if isinstance(gradient, np.ndarray | np.generic) and gradient.shape != parent.shape:
+                raise ValueError(f"{node.op}: gradient of input {i} is {gradient.shape}, "
+                                 f"expected {parent.shape}, the input's shape")
+            same = any(gradient is other for other in (dout, *gradients[:i]))
+            _accumulate(parent, gradient, shared=same or getattr(gradient, "base", None) is not None)
+            if isinstance(parent, Node) and id(parent) not in seen:
+                seen.add(id(parent))
+                heapq.heappush(waiting, (-parent.order, parent))
+        node.backward, node.parents, node.grad = None, (), None
+
+
+def _accumulate(target: Node | Tensor, gradient: Gradient, shared: bool) -> None:
+    """Add a gradient to target.grad, in place only where no one else can see that array."""
+    leaf = isinstance(target, Tensor)
+    if callable(gradient):
+        if target.grad is not None and not target.owned:
+            target.grad = target.grad.copy()
+        fresh = target.grad is None
+        if fresh:
+            target.grad = np.empty(target.shape, target.dtype if leaf else np.float32)
+        gradient(target.grad, not fresh)
+        target.owned = True
+    elif target.grad is None:
+        target.grad = np.array(gradient) if shared and leaf else np.asarray(gradient)
+        target.owned = leaf or not shared
+    elif target.owned:
+        target.grad += gradient
+    else:
+        target.grad = target.grad + gradient
+        target.owned = True
+
+
+def op(function: Callable) -> Callable:
+    """Make `function(*arrays) -> (result, backward)` an op on Tensors; see the top of this file.
+
+    Positional arguments may be Tensors and get gradients; keyword arguments are handed on as they are.
+    """
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(*args, **options) -> Tensor:
+        arrays = [arg.data if isinstance(arg, Tensor) else arg for arg in args]
+        out, backward = function(*arrays, **options)
+        if not _recording:
+            return Tensor(np.asarray(out))
+        parents = tuple(
+            (arg.node or arg) if isinstance(arg, Tensor) and arg.requires_grad else None for arg in args
+        )
+        if all(parent is None for parent in parents):
+            return Tensor(np.asarray(out))
+        return Tensor(np.asarray(out), node=Node(name, parents, backward, np.shape(out)))
+
+    OPS[name] = call
+    return call
+
+
+def is_recording() -> bool:
+    """Whether ops record the graph now."""
+    return _recording
+
+
+@contextmanager
+def no_grad():
+    """Within this block ops record nothing: for evaluation and generation."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
