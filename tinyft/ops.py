@@ -153,7 +153,7 @@ def sum(x, *, axis=None, keepdims=False):
     def backward(dout):
         if axis is not None and not keepdims:
             dout = np.expand_dims(dout, axis)
-        return np.broadcast_to(dout, x.shape)
+        return np.broadcast_to(dout, x.shape).copy()
 
     return x.sum(axis=axis, keepdims=keepdims), backward
 
@@ -210,7 +210,7 @@ def linear(x, weight, bias):
         raise ValueError(f"linear: x {x.shape}, weight {weight.shape}, bias {bias.shape} do not fit, "
                          "expected (..., C), (C, D), (D,)")
     rows = _as_rows(x)
-    out = multiply(rows, weight, bias=bias).reshape(*x.shape[:-1], -1)
+    out = multiply(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(dout):
         dout = _as_rows(dout)

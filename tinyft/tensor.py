@@ -41,10 +41,11 @@ class Node:
     order: counts up with every node, so parents always have a smaller one than their children.
     """
 
-    __slots__ = ("op", "parents", "backward", "shape", "order", "grad", "owned")
+    __slots__ = ("op", "parents", "backward", "shape", "dtype", "order", "grad", "owned")
 
-    def __init__(self, op: str, parents: tuple, backward: Callable, shape: tuple[int, ...]):
-        self.op, self.parents, self.backward, self.shape = op, parents, backward, shape
+    def __init__(self, op: str, parents: tuple, backward: Callable, out: np.ndarray):
+        self.op, self.parents, self.backward = op, parents, backward
+        self.shape, self.dtype = out.shape, out.dtype
         self.order = next(_creation)
         self.grad: np.ndarray | None = None
         self.owned = False
@@ -169,7 +170,7 @@ def _accumulate(target: Node | Tensor, gradient: Gradient, shared: bool) -> None
             target.grad = target.grad.copy()
         fresh = target.grad is None
         if fresh:
-            target.grad = np.empty(target.shape, target.dtype if leaf else np.float32)
+            target.grad = np.empty(target.shape, target.dtype)
         gradient(target.grad, not fresh)
         target.owned = True
     elif target.grad is None:
@@ -193,14 +194,15 @@ def op(function: Callable) -> Callable:
     def call(*args, **options) -> Tensor:
         arrays = [arg.data if isinstance(arg, Tensor) else arg for arg in args]
         out, backward = function(*arrays, **options)
+        out = np.asarray(out)
         if not _recording:
-            return Tensor(np.asarray(out))
+            return Tensor(out)
         parents = tuple(
             (arg.node or arg) if isinstance(arg, Tensor) and arg.requires_grad else None for arg in args
         )
         if all(parent is None for parent in parents):
-            return Tensor(np.asarray(out))
-        return Tensor(np.asarray(out), node=Node(name, parents, backward, np.shape(out)))
+            return Tensor(out)
+        return Tensor(out, node=Node(name, parents, backward, out))
 
     OPS[name] = call
     return call

@@ -240,13 +240,13 @@ def _attend_to_cache(query, keys, values, scores, out):
 
 
 @jit(parallel=True)
-def attention_decode(query, keys, values):
-    """One new token against all tokens so far: (heads, size), (heads, T, size) twice -> (heads, size).
+def attention_decode(query, keys, values, length):
+    """One new token against the first `length` cached ones: (heads, size), (heads, T, size) x 2 -> (heads, size).
 
-    The keys and values of the new token itself already stand at T - 1.
+    The keys and values of the new token itself already stand at length - 1.
     """
     out = np.empty_like(query)
-    scores = np.empty(keys.shape[:2], query.dtype)
+    scores = np.empty((query.shape[0], length), query.dtype)
     for head in prange(query.shape[0]):
         _attend_to_cache(query[head], keys[head], values[head], scores[head], out[head])
     return out

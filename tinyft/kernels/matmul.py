@@ -389,6 +389,47 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
                                     edges[worker], adding)
 
 
+@jit(reorder=True)
+def _add_weighted_rows(weights, b, columns, left, out):
+    """out += weights @ b[:, left : left + out.size], four rows of b at a time to save passes over out."""
+    k = 0
+    while k + 4 <= weights.size:
+        at = k * columns + left
+        row0, row1 = b[at : at + out.size], b[at + columns : at + columns + out.size]
+        row2 = b[at + 2 * columns : at + 2 * columns + out.size]
+        row3 = b[at + 3 * columns : at + 3 * columns + out.size]
+        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        for j in range(out.size):
+            out[j] += w0 * row0[j] + w1 * row1[j] + w2 * row2[j] + w3 * row3[j]
+        k += 4
+    while k < weights.size:
+        row0, w0 = b[k * columns + left : k * columns + left + out.size], weights[k]
+        for j in range(out.size):
+            out[j] += w0 * row0[j]
+        k += 1
+
+
+@jit(reorder=True)
+def _dot(x, y):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i] * y[i]
+    return total
+
+
+@jit(parallel=True)
+def _multiply_vector(a, b, b_turned, out, width):
+    """out += a @ B for one row a (K,), without packing: each number of B is used only once."""
+    flat_b = b.reshape(-1)
+    for block in prange((out.size + width - 1) // width):
+        left, right = block * width, min(out.size, (block + 1) * width)
+        if b_turned:
+            for j in range(left, right):
+                out[j] += _dot(a, b[j])
+        else:
+            _add_weighted_rows(a, flat_b, b.shape[1], left, out[left:right])
+
+
 _scratch = threading.local()
 
 
@@ -442,6 +483,12 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     stored_a, a_turned = _as_stored(a)
     stored_b, b_turned = _as_stored(b)
     threads = get_num_threads()
+    if rows == 1:
+        if not accumulate:
+            out[...] = 0 if bias is None else bias
+        width = max(64, -(-columns // threads))
+        _multiply_vector(stored_a.reshape(-1), stored_b, b_turned, out.reshape(-1), width)
+        return out
     if bias is None:
         bias = np.empty(0, a.dtype)
     _multiply(stored_a, a_turned, stored_b, b_turned, out, accumulate, bias,
