@@ -1,0 +1,41 @@
+"""tinyft: fine-tune GPT-2 to follow instructions, on a CPU, in code that is meant to be read.
+
+Reading order:
+
+  tensor.py        Tensor, how an op is declared, and the walk back through the graph
+  ops.py           every differentiable op: forward, with its backward inside
+  gradcheck.py     is a gradient right?
+  nn.py, gpt2.py   layers, and GPT-2 made of them
+  tokenizer.py, instructions.py   from a file of instructions to batches with masks
+  optim.py, train.py              AdamW and the training loop
+  generate.py, evaluate.py        replies, and how good they are
+  checkpoint.py, files.py         model folders that other tools read
+  fit.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
+  cli.py           what the scripts in examples/ share
+  kernels/         the arithmetic, compiled by Numba: start with matmul.py
+"""
+
+from . import cli
+from .checkpoint import (
+    load_model,
+    load_model_and_tokenizer,
+    load_training_state,
+    save_model,
+    save_training_state,
+)
+from .fit import fit
+from .generate import generate, reply, sample, stream_text
+from .gpt2 import GPT2, GPT2Config, KVCache
+from .gradcheck import gradcheck
+from .instructions import Entry, InstructionSet, collate, read_entries, split
+from .optim import AdamW, cosine_with_warmup
+from .tensor import Tensor, no_grad, op
+from .tokenizer import load_tokenizer, save_tokenizer
+from .train import Progress, Settings, evaluate, train
+
+__all__ = [
+    "GPT2", "AdamW", "Entry", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor",
+    "collate", "cosine_with_warmup", "evaluate", "fit", "generate", "gradcheck", "load_model",
+    "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op", "read_entries", "reply", "sample", "save_model",
+    "save_tokenizer", "save_training_state", "split", "stream_text", "train",
+]

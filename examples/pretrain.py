@@ -1,0 +1,111 @@
+"""Pretrain a small GPT-2 on a text file: how the model in weights/ was made.
+
+The text is plain UTF-8, its documents separated by blank lines. `make_corpus.py` writes one and
+`train_tokenizer.py` makes the tokenizer for it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tinyft import GPT2, GPT2Config, Settings, cli, fit, load_tokenizer, reply
+from tinyft.files import make_writable_folder, read_text
+
+EXAMPLES = """\
+  python examples/make_corpus.py --output corpus.txt --megabytes 60
+  python examples/train_tokenizer.py --corpus corpus.txt --output runs/tokenizer
+  python examples/pretrain.py --corpus corpus.txt --tokenizer runs/tokenizer --output-dir runs/base
+  python examples/pretrain.py --corpus corpus.txt --tokenizer runs/tokenizer --output-dir runs/base --resume
+"""
+
+
+class TextSet:
+    """A long row of tokens, cut into blocks of one context each; every token is a target."""
+
+    def __init__(self, ids: np.ndarray, context: int):
+        self.ids, self.context = ids, context
+
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+        """Starts of the blocks of each batch; shuffled, and cut at other places in each epoch, if there is an rng."""
+        first = 0 if rng is None else int(rng.integers(self.context))
+        starts = np.arange(first, len(self.ids) - self.context, self.context)
+        if rng is not None:
+            rng.shuffle(starts)
+        # A last, smaller batch is left out, so that all epochs have the same number.
+        count = max(1, (len(self.ids) // self.context - 2) // batch_size)
+        return [batch for batch in np.split(starts, range(batch_size, count * batch_size, batch_size))[:count]
+                if len(batch)]
+
+    def collate(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (B, context); the targets are the inputs one to the left."""
+        blocks = np.stack([self.ids[start : start + self.context + 1] for start in indices]).astype(np.int64)
+        return blocks[:, :-1], blocks[:, 1:]
+
+
+def encode_documents(text: str, tokenizer) -> np.ndarray:
+    """All documents one after the other, an end-of-text behind each."""
+    ids: list[int] = []
+    for document in text.split("\n\n"):
+        if document.strip():
+            ids += tokenizer.encode_ordinary(document.strip())
+            ids.append(tokenizer.eot_token)
+    return np.array(ids, np.uint16 if tokenizer.n_vocab <= 2**16 else np.int32)
+
+
+def parse_arguments():
+    """The command line."""
+    parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, metavar="FILE", help="UTF-8 text, documents separated by blank lines")
+    add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="folder with vocab.json and merges.txt")
+    add("--output-dir", type=Path, default=Path("runs/base"), metavar="FOLDER", help="where the run goes")
+    add("--resume", action="store_true", help="go on with an interrupted run in --output-dir")
+    add("--n-layer", type=cli.positive_int, default=6, metavar="N", help="blocks")
+    add("--n-head", type=cli.positive_int, default=7, metavar="N", help="heads of each attention")
+    add("--n-embd", type=cli.positive_int, default=224, metavar="N", help="channels")
+    add("--context", type=cli.positive_int, default=256, metavar="N", help="tokens that the model sees at once")
+    add("--epochs", type=cli.positive_int, default=1, metavar="N", help="passes over the corpus")
+    add("--max-steps", type=cli.positive_int, metavar="N", help="stop there, whatever the epochs")
+    add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="contexts in a step")
+    add("--learning-rate", type=cli.positive_float, default=2e-3, metavar="X", help="at its highest")
+    add("--evaluate-every", type=cli.positive_int, default=250, metavar="N", help="steps between two evaluations")
+    add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="draws weights and order")
+    add("--prompt", default="Once upon a time", metavar="TEXT", help="continued at each evaluation")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, encode, train."""
+    options = parse_arguments()
+    threads = cli.use_threads(options.threads)
+    make_writable_folder(options.output_dir)
+    if not options.corpus.is_file():
+        raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")
+    tokenizer = load_tokenizer(options.tokenizer)
+    ids = encode_documents(read_text(options.corpus), tokenizer)
+    held_out = max(options.context + 1, min(len(ids) // 50, 50_000))
+    if len(ids) < 4 * held_out:
+        raise ValueError(f"{options.corpus} has {len(ids)} tokens, expected at least {4 * held_out} for a context "
+                         f"of {options.context}; use more text or a smaller --context")
+    rng = np.random.default_rng(options.seed)
+    config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context, n_embd=options.n_embd,
+                        n_layer=options.n_layer, n_head=options.n_head)
+    model = GPT2(config, rng)
+    print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
+    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
+                        max_steps=options.max_steps, evaluate_every=options.evaluate_every, warmup=0.03,
+                        beta2=0.95, patience=0)
+
+    def show_sample(report) -> None:
+        text = reply(model, tokenizer, options.prompt, max_new_tokens=50, temperature=0.7, top_k=40,
+                     rng=np.random.default_rng(0))
+        report.say(f"    {options.prompt} {' '.join(text.split())}")
+
+    fit(model, tokenizer, TextSet(ids[:-held_out], options.context), TextSet(ids[-held_out:], options.context),
+        settings, rng, options.output_dir, resume=options.resume, keep_state=True, on_evaluation=show_sample,
+        title=f"pretraining, {model.n_parameters() / 1e6:.1f} M parameters")
+    print(f"saved the model to {options.output_dir / 'model'}, the losses to {options.output_dir / 'loss.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

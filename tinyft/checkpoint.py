@@ -1,0 +1,211 @@
+"""Model folders in Hugging Face's GPT-2 layout, and a training run's state."""
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .files import make_writable_folder, read_json, replacing, write_json
+from .gpt2 import GPT2, GPT2Config
+from .optim import AdamW
+from .tokenizer import load_tokenizer, save_tokenizer
+from .train import Progress
+
+STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+SAVE_DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+# ---- reading
+
+
+def _refuse_what_is_no_safetensors(path: Path) -> None:
+    """Say what a file is that carries the name but not the format."""
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not the weights; run 'git lfs pull' in that folder")
+    if start[:1] == b"<":
+        raise ValueError(f"{path} is an HTML page, not the weights; the download failed, fetch the file again")
+    if start.startswith((b"PK", b"\x80")):
+        raise ValueError(f"{path} is a PyTorch pickle, not safetensors; save it with transformers' "
+                         "save_pretrained(folder, safe_serialization=True)")
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file by name, as views of the mapped file; bfloat16 becomes float32.
+
+    float32 and float16 arrays are copy-on-write: changing one changes memory, never the file. Tensors of
+    other types (GPT-2's boolean masks) are left out. ValueError if the file is not what it says it is.
+    """
+    path = Path(path)
+    try:
+        _refuse_what_is_no_safetensors(path)
+        with safe_open(path, framework="numpy"):  # checks the header against the file's size
+            pass
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
+    # The format (huggingface.co/docs/safetensors): 8 bytes length of the header, the header as JSON, the data.
+    mapped = np.asarray(np.memmap(path, mode="c"))
+    data_start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8:data_start].tobytes())
+    tensors = {}
+    for name, entry in header.items():
+        stored = STORED_AS.get(entry.get("dtype"))
+        if stored is None:
+            continue
+        start, end = (data_start + offset for offset in entry["data_offsets"])
+        raw = mapped[start:end]
+        array = (raw if start % stored().itemsize == 0 else raw.copy()).view(stored).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: one, or those that an index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        content = read_json(index)
+        if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+            raise ValueError(f"{index}: 'weight_map' is missing, expected an index of safetensors files")
+        return [folder / name for name in sorted(set(content["weight_map"].values()))]
+    pickles = sorted(folder.glob("*.bin"))
+    remedy = (f"; {pickles[0].name} is a PyTorch pickle: load it in transformers and save it with "
+              "save_pretrained(folder, safe_serialization=True)" if pickles else "")
+    raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json{remedy}")
+
+
+def read_config(folder: str | os.PathLike) -> GPT2Config:
+    """The GPT2Config of a model folder; ValueError where config.json asks for what tinyft's GPT-2 is not."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        what = "has no config.json; is it a model folder" if Path(folder).is_dir() else "is no folder"
+        raise ValueError(f"{folder} {what}? Expected config.json, model.safetensors, vocab.json, merges.txt")
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("model_type", "gpt2") != "gpt2":
+        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ValueError(f"{path}: model_type is {kind!r}, expected 'gpt2'")
+    if raw.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
+        raise ValueError(f"{path}: activation_function is {raw['activation_function']!r}, expected 'gelu_new'")
+    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
+                        ("tie_word_embeddings", True), ("add_cross_attention", False)):
+        if raw.get(name, usual) != usual:
+            raise ValueError(f"{path}: {name} is {raw[name]}, only {usual} is supported")
+    known = {field.name for field in fields(GPT2Config)}
+    try:
+        return GPT2Config(**{name: value for name, value in raw.items() if name in known})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_model(folder: str | os.PathLike) -> GPT2:
+    """The model in a folder, in float32. Float32 weights stay in the mapped file until training writes them.
+
+    ValueError names the missing or mis-shaped tensor.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for path in _weight_files(folder):
+        tensors |= {name.removeprefix("transformer."): array for name, array in read_tensors(path).items()}
+    model = GPT2(config)
+    for name, parameter in model.named_parameters():
+        if name not in tensors:
+            raise ValueError(f"{folder}: tensor '{name}' is missing; config.json says n_layer = {config.n_layer}, "
+                             f"and the weights hold {len(tensors)} tensors")
+        if tensors[name].shape != parameter.shape:
+            raise ValueError(f"{folder}: tensor '{name}' is {tensors[name].shape}, "
+                             f"expected {parameter.shape} from config.json")
+        parameter.data = np.asarray(tensors[name], np.float32)
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, tensors["wte.weight"]):
+        raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, expected GPT-2's tied output layer")
+    return model
+
+
+def load_model_and_tokenizer(folder: str | os.PathLike) -> tuple[GPT2, tiktoken.Encoding]:
+    """Both from one folder; ValueError if the tokenizer has ids that the model has no row for."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model's vocabulary only "
+                         f"{model.config.vocab_size}; take vocab.json and merges.txt from this model")
+    return model, tokenizer
+
+
+# ---- writing
+
+
+def _config_json(config: GPT2Config, end_of_text: int, dtype: str) -> dict:
+    values = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
+        **asdict(config), "attn_pdrop": 0.0, "initializer_range": 0.02, "tie_word_embeddings": True,
+        "bos_token_id": end_of_text, "eos_token_id": end_of_text, "torch_dtype": dtype,
+    }
+    return values
+
+
+def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathLike,
+               dtype: str = "float32") -> None:
+    """Write a folder that transformers, llama.cpp's converter and `load_model` read; dtype may be "float16".
+
+    Each file replaces its forerunner only when it is whole; the weights come last.
+    """
+    folder = make_writable_folder(folder)
+    save_tokenizer(tokenizer, folder)
+    write_json(folder / "config.json", _config_json(model.config, tokenizer.eot_token, dtype))
+    write_json(folder / "generation_config.json", {
+        "bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token,
+    })
+    tensors = {f"transformer.{name}": np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
+               for name, parameter in model.named_parameters()}
+    with replacing(folder / "model.safetensors") as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
+
+
+# ---- the state of a training run
+
+
+def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Progress, settings: dict) -> None:
+    """Everything that it takes to go on later: weights, both moments, progress. One file, whole or not at all."""
+    tensors = {}
+    for name, parameter in optimizer.parameters.items():
+        tensors |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}
+    notes = {"progress": json.dumps(asdict(progress)), "settings": json.dumps(settings),
+             "optimizer_steps": str(optimizer.steps)}
+    with replacing(path) as beside:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, beside, metadata=notes)
+
+
+def load_training_state(path: str | os.PathLike, optimizer: AdamW, settings: dict) -> Progress:
+    """Put a saved state into the optimizer and its parameters, in place; returns the progress.
+
+    ValueError if it belongs to another model, or was saved by a run with other settings.
+    """
+    tensors = read_tensors(path)
+    with safe_open(path, framework="numpy") as file:
+        notes = file.metadata() or {}
+    if "progress" not in notes:
+        raise ValueError(f"{path} is not a training state, expected one that save_training_state wrote")
+    for name, value in json.loads(notes.get("settings", "{}")).items():
+        if settings.get(name) != value:
+            raise ValueError(f"{path}: the run was started with {name} = {value}, now it is {settings.get(name)}; "
+                             "resume with the same, or start anew without --resume")
+    for name, parameter in optimizer.parameters.items():
+        for kind, target in (("weight", parameter.data), ("m", optimizer.m[name]), ("v", optimizer.v[name])):
+            saved = tensors.get(f"{kind}.{name}")
+            if saved is None or saved.shape != target.shape:
+                raise ValueError(f"{path}: '{kind}.{name}' is {None if saved is None else saved.shape}, expected "
+                                 f"{target.shape}; the state belongs to another model")
+            target[...] = saved
+    optimizer.steps = int(notes["optimizer_steps"])
+    return Progress(**json.loads(notes["progress"]))

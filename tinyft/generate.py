@@ -1,0 +1,75 @@
+"""From a prompt to a reply, token by token."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tiktoken
+
+from .gpt2 import GPT2, KVCache
+
+
+def sample(logits: np.ndarray, *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+           rng: np.random.Generator | None = None) -> int:
+    """Choose a token by its logits (V,).
+
+    temperature 0: the likeliest. Otherwise a draw from softmax(logits / temperature), limited to the top_k
+    likeliest tokens, and to the fewest that together have probability top_p (Holtzman et al., 2020).
+    """
+    if temperature == 0:
+        return int(np.argmax(logits))
+    if rng is None:
+        raise ValueError("sample: a temperature above 0 needs a random generator (rng)")
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")[: top_k or None]
+    probabilities = np.exp(scaled[order] - scaled[order[0]])
+    probabilities /= probabilities.sum()
+    if top_p is not None:
+        before = np.cumsum(probabilities) - probabilities
+        order, probabilities = order[before < top_p], probabilities[before < top_p]
+        probabilities /= probabilities.sum()
+    return int(rng.choice(order, p=probabilities))
+
+
+def generate(model: GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200, stop: int | None = None,
+             **sampling) -> Iterator[int]:
+    """Yield the tokens that follow a prompt, each as soon as it is chosen.
+
+    Ends before the token `stop`, after max_new_tokens, or where the context is full. sampling: as for
+    `sample`. ValueError if the prompt is empty or leaves no room.
+    """
+    prompt = np.asarray(list(prompt), np.int64)
+    room = model.config.n_positions - len(prompt)
+    if len(prompt) == 0 or room <= 0:
+        raise ValueError(f"generate: the prompt has {len(prompt)} tokens, expected 1 to "
+                         f"{model.config.n_positions - 1} for this model's context of "
+                         f"{model.config.n_positions}; shorten it")
+    cache = KVCache(model.config, model.wte.weight.dtype)
+    logits = model.prefill(prompt, cache)
+    for count in range(1, max_new_tokens + 1):
+        token = sample(logits, **sampling)
+        if token == stop:
+            return
+        yield token
+        if count == max_new_tokens or cache.length == model.config.n_positions:
+            return
+        logits = model.decode_one_token(token, cache)
+
+
+def stream_text(tokens: Iterable[int], tokenizer: tiktoken.Encoding) -> Iterator[str]:
+    """Decode tokens as they come. A character whose bytes are spread over tokens waits until it is whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if token < tokenizer.n_vocab:  # a model may have more rows than its tokenizer has tokens
+            text = decoder.decode(tokenizer.decode_single_token_bytes(token))
+            if text:
+                yield text
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+def reply(model: GPT2, tokenizer: tiktoken.Encoding, prompt: str, **options) -> str:
+    """The whole reply to a prompt as text, without surrounding space; options as for `generate`."""
+    tokens = generate(model, tokenizer.encode_ordinary(prompt), stop=tokenizer.eot_token, **options)
+    return "".join(stream_text(tokens, tokenizer)).strip()

@@ -1,0 +1,240 @@
+"""From a file of instructions to batches: prompts, tokens, masks, splits, padding.
+
+Masks are built by position, beside the ids. They are never found again by looking for a token: the padding
+token is the end-of-text token, and that one has to be learned once in every row.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from .files import read_json, read_text
+from .ops import IGNORE
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One instruction with the reply to learn. `family` groups entries in reports; it may be empty."""
+
+    instruction: str
+    input: str
+    output: str
+    family: str = ""
+
+
+# ---- reading
+
+
+def read_entries(path: str | os.PathLike) -> list[Entry]:
+    """Entries of an Alpaca file: a JSON list of objects, or JSONL with one object a line.
+
+    ValueError names the file and the first entry that has no 'instruction' or 'output', or other than text
+    in them. 'input' and 'family' may be missing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} is missing; expected a JSON list of objects with 'instruction', 'input', 'output'")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a JSON or JSONL file of instructions")
+    if path.suffix.lower() == ".jsonl":
+        raw = _read_lines(path)
+    else:
+        raw = read_json(path)
+    if not isinstance(raw, list):
+        raise ValueError(f"{path}: the JSON is {_kind(raw)}, expected a list of objects; "
+                         "if every line is an object of its own, name the file .jsonl")
+    if not raw:
+        raise ValueError(f"{path}: no entries in it")
+    return [_entry(item, f"{path}, entry {i}") for i, item in enumerate(raw)]
+
+
+def _read_lines(path: Path) -> list:
+    raw = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                raw.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    return raw
+
+
+def _kind(value) -> str:
+    return {dict: "an object", str: "a string", list: "a list"}.get(type(value), f"a {type(value).__name__}")
+
+
+def _entry(item, where: str) -> Entry:
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} is {_kind(item)}, expected an object with 'instruction' and 'output'")
+    values = {}
+    for name in ("instruction", "input", "output", "family"):
+        value = item.get(name, "")
+        if name in ("instruction", "output") and name not in item:
+            raise ValueError(f"{where}: '{name}' is missing")
+        if value is None and name in ("input", "family"):
+            value = ""
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: '{name}' is {_kind(value)}, expected text")
+        values[name] = value
+    if not values["instruction"].strip():
+        raise ValueError(f"{where}: 'instruction' is empty")
+    return Entry(**values)
+
+
+# ---- prompts
+
+PREAMBLE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+PREAMBLE_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+
+
+def _alpaca(entry: Entry, preamble: str) -> str:
+    question = f"\n\n### Instruction:\n{entry.instruction}"
+    if entry.input:
+        question += f"\n\n### Input:\n{entry.input}"
+    return f"{preamble}{question}\n\n### Response:\n"
+
+
+def alpaca_prompt(entry: Entry) -> str:
+    """Alpaca's form with one preamble, as in chapter 7 of "Build a Large Language Model (From Scratch)"."""
+    return _alpaca(entry, PREAMBLE)
+
+
+def stanford_prompt(entry: Entry) -> str:
+    """Stanford's own: another preamble where there is an input."""
+    return _alpaca(entry, PREAMBLE_WITH_INPUT if entry.input else PREAMBLE)
+
+
+def phi3_prompt(entry: Entry) -> str:
+    """Phi-3's form: two short marks instead of a preamble."""
+    return f"<|user|>\n{entry.instruction}" + (f"\n{entry.input}" if entry.input else "") + "\n<|assistant|>\n"
+
+
+PROMPT_STYLES: dict[str, Callable[[Entry], str]] = {
+    "alpaca": alpaca_prompt, "stanford": stanford_prompt, "phi3": phi3_prompt,
+}
+
+
+# ---- tokens
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of prompt and reply, without the end-of-text; the reply starts at `prompt_length`."""
+
+    ids: np.ndarray
+    prompt_length: int
+
+
+def encode(entry: Entry, prompt_style: str, tokenizer: tiktoken.Encoding) -> Example:
+    """Prompt and reply are encoded apart and joined, so that training sees the very ids that inference sees.
+
+    "<|endoftext|>" in an entry is text like any other.
+    """
+    prompt = tokenizer.encode_ordinary(PROMPT_STYLES[prompt_style](entry))
+    reply = tokenizer.encode_ordinary(entry.output)
+    return Example(np.array(prompt + reply, np.int64), len(prompt))
+
+
+def collate(examples: Sequence[Example], end_of_text: int, *, max_length: int | None = None,
+            mask_prompt: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Examples -> inputs (B, T), targets (B, T): what to predict at each position, -100 for nothing.
+
+    As in chapter 7: one end-of-text is appended and learned, rows are padded to the longest with more of
+    them, which are not; targets are the ids one to the left; both are cut at max_length. mask_prompt: the
+    prompt is not learned either.
+    """
+    longest = max(len(example.ids) for example in examples)
+    length = longest if max_length is None else min(longest, max_length)
+    inputs = np.full((len(examples), longest), end_of_text, np.int64)
+    targets = np.full((len(examples), longest), IGNORE, np.int64)
+    for row, example in enumerate(examples):
+        n = len(example.ids)
+        inputs[row, :n] = example.ids
+        targets[row, : n - 1] = example.ids[1:]
+        targets[row, n - 1] = end_of_text
+        if mask_prompt:
+            targets[row, : example.prompt_length - 1] = IGNORE
+    return inputs[:, :length], targets[:, :length]
+
+
+class InstructionSet:
+    """Encoded entries, and how to make batches of them.
+
+    Entries without any target are left out: an empty reply, or a prompt that fills max_length by itself.
+    `dropped` lists their indices, for a report.
+    """
+
+    def __init__(self, entries: Sequence[Entry], tokenizer: tiktoken.Encoding, *, prompt_style: str = "alpaca",
+                 mask_prompt: bool = False, max_length: int):
+        self.end_of_text, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
+        self.examples, self.dropped = [], []
+        for i, entry in enumerate(entries):
+            example = encode(entry, prompt_style, tokenizer)
+            if entry.output.strip() and example.prompt_length <= max_length:
+                self.examples.append(example)
+            else:
+                self.dropped.append(i)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+        """Indices of each batch of one epoch; shuffled if there is an rng, else in order.
+
+        Shuffled entries are sorted by length within buckets of 32 batches, so that a batch has rows of similar
+        length, and the batches are shuffled again.
+        """
+        order = np.arange(len(self))
+        if rng is None:
+            return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        rng.shuffle(order)
+        lengths = np.array([len(example.ids) for example in self.examples])
+        batches = []
+        for start in range(0, len(order), 32 * batch_size):
+            bucket = order[start : start + 32 * batch_size]
+            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+            batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def collate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (B, T) of one batch."""
+        return collate([self.examples[i] for i in indices], self.end_of_text,
+                       max_length=self.max_length, mask_prompt=self.mask_prompt)
+
+
+def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,
+          rng: np.random.Generator | None = None) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Training, validation and test entries; what `train` and `test` leave over is for validation.
+
+    With an rng shuffled; without, in the order of the file: training, test, validation, as in chapter 7.
+    """
+    if not (0 < train < 1 and 0 <= test < 1 and train + test <= 1):
+        raise ValueError(f"split: train = {train} and test = {test}, expected shares that add up to at most 1")
+    order = np.arange(len(entries)) if rng is None else rng.permutation(len(entries))
+    first, second = int(len(entries) * train), int(len(entries) * train) + int(len(entries) * test)
+    parts = order[:first], order[second:], order[first:second]
+    return tuple([entries[i] for i in part] for part in parts)
+
+
+def show_mask(example_inputs: np.ndarray, example_targets: np.ndarray, tokenizer: tiktoken.Encoding) -> str:
+    """One row, (T,) and (T,), as text for a terminal: learned tokens green, the others grey."""
+    ids = [*example_inputs[:1], *np.where(example_targets == IGNORE, np.append(example_inputs[1:], -1),
+                                          example_targets)]
+    learned = [False, *(example_targets != IGNORE)]
+    pieces = []
+    for token, green in zip(ids, learned, strict=True):
+        if token >= 0:
+            text = tokenizer.decode([int(token)]).replace("\n", "\\n\n")
+            pieces.append(f"\x1b[{32 if green else 90}m{text}\x1b[0m")
+    return "".join(pieces)

@@ -1,0 +1,30 @@
+"""Keep freed memory for the next step, and measure how much a run took."""
+
+import ctypes
+import resource
+import sys
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep freed arrays for the next ones; True if it listened (glibc only).
+
+    By default each large array is fresh memory from the system, and every first touch of one of its pages is
+    a fault that costs as much as the arithmetic on that page. A training step asks for the same sizes again
+    and again, so that kept memory always fits.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far, in MB (10**6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

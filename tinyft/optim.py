@@ -1,0 +1,54 @@
+"""AdamW with decay groups, clipping by the global norm, and the learning rate's course."""
+
+import math
+
+import numpy as np
+
+from .kernels.adamw import adamw_step, sum_of_squares
+from .nn import Module
+
+
+class AdamW:
+    """AdamW on the parameters of a module. Matrices decay; biases and norms (one axis) do not.
+
+    lr is handed to each `step`; betas, eps, weight_decay as in the paper (see `kernels/adamw.py`).
+    """
+
+    def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1):
+        self.parameters = dict(module.named_parameters())
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.steps = 0
+        self.m = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
+        self.v = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
+
+    def gradient_norm(self) -> float:
+        """Root of the sum of all squared gradients."""
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return math.sqrt(math.fsum(sum_of_squares(grad.reshape(-1)) for grad in grads))
+
+    def step(self, lr: float, *, max_norm: float | None = None) -> float:
+        """Update all parameters and forget their gradients; returns the gradient's norm before clipping.
+
+        max_norm: a longer gradient is shortened to it (Pascanu et al., 2013). If the norm is not finite,
+        nothing is updated.
+        """
+        norm = self.gradient_norm()
+        if math.isfinite(norm):
+            scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+            self.steps += 1
+            for name, p in self.parameters.items():
+                if p.grad is not None:
+                    decay = self.weight_decay if p.ndim > 1 else 0.0
+                    adamw_step(p.data.reshape(-1), p.grad.reshape(-1), self.m[name].reshape(-1),
+                               self.v[name].reshape(-1), scale, lr, *self.betas, self.eps, decay, self.steps)
+        for p in self.parameters.values():
+            p.grad = None
+        return norm
+
+
+def cosine_with_warmup(step: int, steps: int, *, peak: float, warmup: int, floor: float = 0.0) -> float:
+    """The learning rate of step 0, 1, ... steps - 1: a straight climb to `peak`, then half a cosine to `floor`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress)))

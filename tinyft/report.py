@@ -1,0 +1,144 @@
+"""What a person sees of a run: a progress bar, a line for each evaluation, metrics.jsonl and a plot."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from .files import replacing
+from .train import Evaluated, Started, Stepped
+
+try:
+    from tqdm import tqdm
+except ImportError:  # only people in front of a screen need it
+    tqdm = None
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+except ImportError:
+    pyplot = None
+
+
+class RunReport:
+    """Hand it every event of `train`; it shows progress on stderr and keeps metrics.jsonl in `folder`."""
+
+    def __init__(self, folder: str | os.PathLike, *, resumed_at: int = 0):
+        self.path = Path(folder) / "metrics.jsonl"
+        self.events = _events_until(self.path, resumed_at) if resumed_at else []
+        self.file = open(self.path, "w", encoding="utf-8")
+        for event in self.events:
+            self._write(event)
+        self.start_step = resumed_at
+        self.bar = None
+        self.validation = math.nan
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.bar:
+            self.bar.close()
+        self.file.close()
+
+    def _write(self, event: dict) -> None:
+        self.file.write(json.dumps(event) + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        if self.bar:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
+
+    def add(self, event) -> None:
+        """Take one event."""
+        if isinstance(event, Started):
+            if tqdm:
+                self.bar = tqdm(total=event.steps, initial=self.start_step, unit="step", dynamic_ncols=True,
+                                smoothing=0.1, mininterval=0.5)
+            return
+        kind = "step" if isinstance(event, Stepped) else "evaluation"
+        self.events.append({"kind": kind, **dataclasses.asdict(event)})
+        self._write(self.events[-1])
+        if isinstance(event, Stepped):
+            self._show_step(event)
+        elif isinstance(event, Evaluated):
+            self._show_evaluation(event)
+
+    def _show_step(self, event: Stepped) -> None:
+        speed = event.processed / event.seconds
+        if self.bar:
+            self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:.0f} tokens/s", refresh=False)
+            self.bar.update()
+        elif event.step % 20 == 0:
+            print(f"step {event.step}: loss {event.loss:.3f}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+
+    def _show_evaluation(self, event: Evaluated) -> None:
+        train_loss = "" if event.train_loss is None else f"train {event.train_loss:.3f}, "
+        mark = " (best so far)" if event.improved else ""
+        self.say(f"  epoch {event.epoch:5.2f}, step {event.step:5d}: {train_loss}validation {event.loss:.3f}{mark}")
+
+
+def _events_until(path: Path, step: int) -> list[dict]:
+    """The events of an interrupted run, up to the step from which it goes on."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            break
+        if event["step"] <= step:
+            events.append(event)
+    return events
+
+
+def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") -> bool:
+    """Training and validation loss against epochs and tokens, as PNG; False without matplotlib."""
+    if pyplot is None:
+        return False
+    steps = [event for event in events if event["kind"] == "step"]
+    evaluations = [event for event in events if event["kind"] == "evaluation"]
+    if not steps:
+        return False
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=120)
+    epochs = [event["epoch"] for event in steps]
+    axes.plot(epochs, [event["loss"] for event in steps], color="0.8", linewidth=0.8, label="training, each step")
+    axes.plot(epochs, _smooth([event["loss"] for event in steps]), color="tab:blue", label="training")
+    if evaluations:
+        axes.plot([event["epoch"] for event in evaluations], [event["loss"] for event in evaluations],
+                  color="tab:orange", marker="o", markersize=3, label="validation")
+        best = min(evaluations[1:] or evaluations, key=lambda event: event["loss"])
+        axes.annotate(f"best {best['loss']:.3f}", (best["epoch"], best["loss"]), xytext=(0, 12), fontsize=8,
+                      textcoords="offset points", ha="center", color="tab:orange")
+    axes.set(xlabel="epochs", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    tokens_per_epoch = _total_tokens(steps) / max(epochs[-1], 1e-9)
+    above = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch / 1000,
+                                                   lambda k: k * 1000 / max(tokens_per_epoch, 1e-9)))
+    above.set_xlabel("thousand tokens learned", fontsize=8)
+    above.tick_params(labelsize=8)
+    figure.tight_layout()
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png")
+    pyplot.close(figure)
+    return True
+
+
+def _total_tokens(steps: list[dict]) -> int:
+    return sum(event["tokens"] for event in steps)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """A running mean over about a thirtieth of the run."""
+    window = max(1, len(values) // 30)
+    return [sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
+            for i in range(len(values))]

@@ -1,0 +1,204 @@
+"""The training loop. It prints nothing and saves nothing: it yields what happened, and whoever runs it decides.
+
+    for event in train(model, optimizer, training, validation, settings, progress, rng):
+        if isinstance(event, Evaluated) and event.improved:
+            save_model(model, tokenizer, folder)
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .gpt2 import GPT2
+from .ops import IGNORE
+from .optim import AdamW, cosine_with_warmup
+from .tensor import no_grad
+
+
+class TrainingSet(Protocol):
+    """What can be trained on: `instructions.InstructionSet`, or anything else that makes batches."""
+
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]: ...
+
+    def collate(self, indices) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass
+class Settings:
+    """How to train. An epoch is one pass over the training set."""
+
+    epochs: int = 2
+    batch_size: int = 8
+    micro_batch_size: int | None = None  # rows at a time; a batch is cut into these to save memory
+    learning_rate: float = 5e-5
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.1
+    beta2: float = 0.999  # memory of AdamW's second moment; 0.95 suits pretraining
+    clip_norm: float | None = 1.0
+    max_steps: int | None = None  # stop there, whatever the epochs
+    evaluate_every: int | None = None  # steps; four times an epoch if None
+    patience: int = 4  # evaluations without a better validation loss before it stops; 0: never
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights and the optimizer, all that it takes to go on."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    tokens: int = 0  # targets learned so far
+    best_loss: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    epoch_rng: dict = field(default_factory=dict)  # the generator before the epoch was shuffled
+    now_rng: dict = field(default_factory=dict)  # the generator now
+
+
+@dataclass(frozen=True)
+class Started:
+    """Before the first step."""
+
+    steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int  # targets learned in this step
+    processed: int  # tokens that went through the model in this step
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A look at the validation set; train_loss is the mean over the steps since the last one."""
+
+    step: int
+    epoch: float
+    tokens: int
+    train_loss: float | None
+    loss: float
+    improved: bool
+    stop: bool
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def evaluate(model: GPT2, data: TrainingSet, batch_size: int) -> float:
+    """Mean loss over all targets of a set; NaN if it has none."""
+    total, count = 0.0, 0
+    with no_grad():
+        for indices in data.batches(batch_size):
+            inputs, targets = data.collate(indices)
+            live = int((targets != IGNORE).sum())
+            total += float(model.loss(inputs, targets, total=1).item())
+            count += live
+    return total / count if count else math.nan
+
+
+def _learn(model: GPT2, data: TrainingSet, indices: np.ndarray, settings: Settings, rng) -> tuple[float, int, int]:
+    """Gradients of one batch, micro-batch by micro-batch; returns loss, targets and tokens processed.
+
+    Every micro-batch divides by the targets of the whole batch, so that the sum is the batch's mean loss.
+    """
+    size = settings.micro_batch_size or len(indices)
+    parts = [data.collate(indices[i : i + size]) for i in range(0, len(indices), size)]
+    total = sum(int((targets != IGNORE).sum()) for _, targets in parts)
+    loss, processed = 0.0, 0
+    for inputs, targets in parts:
+        part_loss = model.loss(inputs, targets, total=total, rng=rng)
+        loss += float(part_loss.item())
+        if not math.isfinite(loss):
+            break
+        part_loss.backward()
+        processed += inputs.size
+    return loss, total, processed
+
+
+def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: TrainingSet | None,
+          settings: Settings, progress: Progress, rng: np.random.Generator) -> Iterator:
+    """Train, yielding Started, then Stepped and Evaluated as they come; `progress` is kept up to date.
+
+    Between two events model, optimizer and progress belong together and can be saved; called with them
+    again, training goes on as if it had not been interrupted. Raises TrainingDiverged before a bad gradient
+    can touch the weights.
+    """
+    steps_per_epoch = len(training.batches(settings.batch_size))
+    if steps_per_epoch == 0:
+        raise ValueError("train: the training set is empty")
+    steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
+    every = settings.evaluate_every or max(1, steps_per_epoch // 4)
+    warmup = max(1, round(settings.warmup * steps))
+    yield Started(steps, steps_per_epoch)
+    if validation is not None and progress.step == 0:
+        loss = evaluate(model, validation, settings.batch_size)
+        yield Evaluated(0, 0.0, 0, None, loss, False, False)
+    recent: list[float] = []
+    while progress.step < steps:
+        batches = _epoch_batches(training, settings, progress, rng)
+        for indices in batches[progress.step_in_epoch : progress.step_in_epoch + steps - progress.step]:
+            begin = time.perf_counter()
+            loss, tokens, processed = _learn(model, training, indices, settings, rng)
+            learning_rate = cosine_with_warmup(progress.step, steps, peak=settings.learning_rate, warmup=warmup,
+                                               floor=0.1 * settings.learning_rate)
+            norm = optimizer.step(learning_rate, max_norm=settings.clip_norm) if math.isfinite(loss) else loss
+            if not math.isfinite(norm):
+                what = "loss" if not math.isfinite(loss) else "gradient norm"
+                raise TrainingDiverged(
+                    f"the {what} is {norm} at step {progress.step + 1} (epoch {progress.epoch + 1}, learning rate "
+                    f"{learning_rate:.2g}); try a lower --learning-rate, or look for odd entries in the data"
+                )
+            progress.step += 1
+            progress.step_in_epoch += 1
+            progress.tokens += tokens
+            progress.now_rng = rng.bit_generator.state
+            recent.append(loss)
+            epoch = progress.step / steps_per_epoch
+            yield Stepped(progress.step, epoch, loss, learning_rate, norm, tokens, processed,
+                          time.perf_counter() - begin)
+            if validation is not None and (progress.step % every == 0 or progress.step == steps):
+                loss = evaluate(model, validation, settings.batch_size)
+                event = _judge(loss, float(np.mean(recent)), epoch, settings, progress)
+                recent = []
+                yield event
+                if event.stop:
+                    return
+        if progress.step_in_epoch == steps_per_epoch:
+            progress.epoch, progress.step_in_epoch, progress.epoch_rng = progress.epoch + 1, 0, {}
+
+
+def _epoch_batches(training: TrainingSet, settings: Settings, progress: Progress, rng) -> list[np.ndarray]:
+    """The epoch's shuffled batches; on resuming, the very same again."""
+    if progress.epoch_rng:
+        rng.bit_generator.state = progress.epoch_rng
+        batches = training.batches(settings.batch_size, rng)
+        rng.bit_generator.state = progress.now_rng
+        return batches
+    progress.epoch_rng = progress.now_rng = rng.bit_generator.state
+    return training.batches(settings.batch_size, rng)
+
+
+def _judge(loss: float, train_loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
+    """Compare with the best so far, and decide whether validation has turned."""
+    improved = loss < progress.best_loss
+    if improved:
+        progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
+    else:
+        progress.evaluations_since_best += 1
+    stop = settings.patience > 0 and progress.evaluations_since_best >= settings.patience
+    return Evaluated(progress.step, epoch, progress.tokens, train_loss, loss, improved, stop)
