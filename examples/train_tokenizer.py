@@ -74,15 +74,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python examples/train_tokenizer.py --corpus corpus.txt --vocab-size 4000 --output tokenizer",
+        epilog="example: python examples/train_tokenizer.py --corpus corpus.txt --output tokenizer",
     )
     parser.add_argument("--corpus", type=Path, required=True, help="the text to learn from")
-    parser.add_argument("--vocab-size", type=int, default=4000, help="how many ids, all counted (default 4000)")
+    parser.add_argument("--vocab-size", type=int, default=4000, help="number of ids in all (default 4000)")
     parser.add_argument("--output", type=Path, required=True, help="the folder for vocab.json and merges.txt")
     options = parser.parse_args(arguments)
     wanted = options.vocab_size - BYTES - 1
     if wanted < 0:
-        stop(f"--vocab-size must be at least {BYTES + 1} (all bytes and {END_OF_TEXT}), not {options.vocab_size}")
+        stop(f"--vocab-size must be {BYTES + 1} or more (all bytes, {END_OF_TEXT}), not {options.vocab_size}")
     if not options.corpus.is_file():
         stop(f"no file {options.corpus}; make it with examples/make_corpus.py or name another text")
     try:

@@ -34,8 +34,8 @@ from .tokenizer import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [
-    "GPT2", "AdamW", "Entry", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor",
+    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "cli",
     "collate", "cosine_with_warmup", "evaluate", "fit", "generate", "gradcheck", "load_model",
-    "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op", "read_entries", "reply", "sample", "save_model",
-    "save_tokenizer", "save_training_state", "split", "stream_text", "train",
+    "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op", "read_entries", "reply",
+    "sample", "save_model", "save_tokenizer", "save_training_state", "split", "stream_text", "train",
 ]

@@ -129,6 +129,12 @@ class GPT2(Module):
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, dtype=dtype)
         self.drop = Dropout(config.embd_pdrop)
 
+    def set_dropout(self, p: float) -> None:
+        """Use one dropout probability everywhere, whatever the config says; for training only."""
+        self.drop.p = p
+        for block in self.h:
+            block.drop.p = p
+
     def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng=None, attend=None) -> Tensor:
         """What the model knows after each token: ids (N,), row_starts (B+1,) -> (N, C).
 

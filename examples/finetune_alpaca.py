@@ -1,0 +1,253 @@
+"""Fine-tune GPT-2 on instructions, and see what it learned.
+
+With nothing else, tunes the small model in weights/ on the instructions in examples/data/. Prints replies
+before and after side by side, stops when the validation loss turns, keeps the best weights, and leaves in
+the output folder: model/ (loads in transformers), replies.json (every test entry with the model's reply, for
+you to review), scores.json, metrics.jsonl, loss.png.
+"""
+
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from tinyft import InstructionSet, Settings, cli, fit, load_model_and_tokenizer, read_entries, split
+from tinyft.evaluate import by_family
+from tinyft.files import make_writable_folder, write_json
+from tinyft.generate import reply
+from tinyft.gpt2 import SIZES
+from tinyft.instructions import PROMPT_STYLES, show_mask
+from tinyft.memory import peak_megabytes
+
+try:
+    from tqdm import tqdm
+except ImportError:
+    def tqdm(items, **_):
+        """Without tqdm, no bar."""
+        return items
+
+HERE = Path(__file__).resolve().parent
+BASE_MODEL = HERE.parent / "weights" / "tiny-world"
+DATA = HERE / "data"
+HUB_NAMES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
+             "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl"}
+EXAMPLES = """\
+  python examples/finetune_alpaca.py
+  python examples/finetune_alpaca.py --data my-instructions.json --output-dir runs/mine
+  python examples/finetune_alpaca.py --model gpt2 --data my-instructions.json --epochs 2 --batch-size 8
+  python examples/finetune_alpaca.py --data my-instructions.json --show-mask
+"""
+
+
+def parse_arguments():
+    """The command line."""
+    parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
+    add = parser.add_argument
+    add("--model", default=str(BASE_MODEL), metavar="NAME",
+        help=f"a model folder, or {', '.join(SIZES)} from the Hugging Face hub (default: weights/tiny-world)")
+    add("--data", type=Path, metavar="FILE", help="Alpaca JSON or JSONL (default: examples/data/train.json)")
+    add("--test-data", type=Path, metavar="FILE", action="append",
+        help="test on these entries, instead of a part of --data; may be given more than once")
+    add("--prompt-style", choices=list(PROMPT_STYLES), default="alpaca", help="the text around an instruction")
+    add("--mask-prompt", dest="mask_prompt", action="store_true", default=True,
+        help="learn only the replies (default)")
+    add("--no-mask-prompt", dest="mask_prompt", action="store_false", help="learn the prompts as well")
+    add("--max-length", type=cli.positive_int, metavar="N", help="cut longer entries (default: the model's context)")
+    add("--show-mask", action="store_true", help="print three entries with the learned tokens green, and end")
+    add("--train-share", type=float, default=0.85, metavar="X", help="part of --data to train on")
+    add("--test-share", type=float, default=0.10, metavar="X", help="part of --data to test on; validation: the rest")
+    add("--in-file-order", action="store_true", help="split --data in its order: training, test, validation")
+    add("--max-entries", type=cli.positive_int, metavar="N", help="use only the first N entries of each file")
+    add("--epochs", type=cli.positive_int, default=2, metavar="N", help="passes over the training entries")
+    add("--max-steps", type=cli.positive_int, metavar="N", help="stop there, whatever the epochs")
+    add("--batch-size", type=cli.positive_int, default=8, metavar="N", help="entries in an optimizer step")
+    add("--micro-batch-size", type=cli.positive_int, metavar="N",
+        help="entries at a time, to save memory; the result is the same (default: the batch)")
+    add("--learning-rate", type=cli.positive_float, metavar="X",
+        help="at its highest (default: 5e-5 for GPT-2 124M, more for narrower models, less for wider ones)")
+    add("--weight-decay", type=cli.not_negative_float, default=0.1, metavar="X", help="AdamW's, on matrices")
+    add("--dropout", type=cli.not_negative_float, default=0.0, metavar="P",
+        help="on embeddings and on what each block adds")
+    add("--evaluate-every", type=cli.positive_int, metavar="N", help="steps (default: four times an epoch)")
+    add("--patience", type=cli.not_negative_int, default=4, metavar="N",
+        help="evaluations without a better validation loss before stopping; 0: never")
+    add("--max-new-tokens", type=cli.positive_int, default=200, metavar="N", help="longest reply")
+    add("--output-dir", type=Path, metavar="FOLDER", help="where the run goes (default: a new one in runs/)")
+    add("--resume", action="store_true", help="go on with the interrupted run in --output-dir")
+    add("--overwrite", action="store_true", help="replace the run in --output-dir")
+    add("--seed", type=cli.not_negative_int, default=123, metavar="N", help="draws split, order and dropout")
+    return parser.parse_args()
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: as given, or fetched from the hub into its usual cache."""
+    if Path(name).is_dir() or name not in HUB_NAMES:
+        if name == str(BASE_MODEL) or Path(name).is_dir():
+            return Path(name)
+        raise ValueError(f"--model {name}: neither a folder nor one of {', '.join(HUB_NAMES)}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(f"--model {name} is fetched with huggingface_hub: pip install 'huggingface_hub', "
+                         "or give a folder") from None
+    try:
+        return Path(snapshot_download(HUB_NAMES[name], allow_patterns=[
+            "config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"]))
+    except Exception as error:  # the hub's library raises what its network layers raise
+        raise ValueError(f"--model {name} is not in the cache and could not be fetched from the Hugging Face hub "
+                         f"({type(error).__name__}); check the network, or give a folder") from None
+
+
+def choose_output(options) -> Path:
+    """The run's folder: a new one, unless --resume or --overwrite allow an old one."""
+    if options.output_dir is None:
+        if options.resume:
+            raise ValueError("--resume needs --output-dir, the folder of the run to go on with")
+        stem = options.data.stem if options.data else "tiny-world"
+        candidates = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
+        return make_writable_folder(next(path for path in candidates if not path.exists()))
+    if (options.output_dir / "metrics.jsonl").exists() and not (options.resume or options.overwrite):
+        raise ValueError(f"--output-dir {options.output_dir} holds a run; go on with it (--resume), "
+                         "replace it (--overwrite), or choose another folder")
+    return make_writable_folder(options.output_dir)
+
+
+def read_data(options, rng):
+    """Training, validation and test entries; the latter as {title: entries}."""
+    path = options.data or DATA / "train.json"
+    test_paths = options.test_data
+    if options.data is None and not test_paths:
+        test_paths = [DATA / "test_items.json", DATA / "test_phrasings.json"]
+    entries = read_entries(path)[: options.max_entries]
+    test_share = 0.0 if test_paths else options.test_share
+    training, validation, test = split(entries, train=options.train_share, test=test_share,
+                                       rng=None if options.in_file_order else rng)
+    if not test_paths:
+        return training, validation, {"test entries": test}
+    return training, validation, {p.stem.replace("_", " "): read_entries(p)[: options.max_entries]
+                                  for p in test_paths}
+
+
+def answer_all(model, tokenizer, entries, options, what: str) -> list[str]:
+    """A greedy reply to each entry; one line's worth of explanation where a prompt is too long."""
+    replies = []
+    for entry in tqdm(entries, desc=what, unit="reply", leave=False, dynamic_ncols=True):
+        prompt = PROMPT_STYLES[options.prompt_style](entry)
+        try:
+            replies.append(reply(model, tokenizer, prompt, max_new_tokens=options.max_new_tokens))
+        except ValueError:
+            replies.append("")
+    return replies
+
+
+def side_by_side(entries, before, after, width: int = 34) -> str:
+    """Instruction, expected reply, reply before and reply after, as four columns of text."""
+    def cell(text):
+        return textwrap.wrap(" ".join(text.split()), width)[:6] or [""]
+
+    lines = []
+    for entry, old, new in zip(entries, before, after, strict=True):
+        question = entry.instruction + (f" [{entry.input}]" if entry.input else "")
+        columns = [cell(question), cell(entry.output), cell(old), cell(new)]
+        for i in range(max(map(len, columns))):
+            lines.append(" | ".join(f"{column[i] if i < len(column) else '':{width}}" for column in columns).rstrip())
+        lines.append("-+-".join("-" * width for _ in columns))
+    head = " | ".join(f"{title:{width}}" for title in ("instruction", "expected", "before", "after")).rstrip()
+    return "\n".join([head, "=+=".join("=" * width for _ in range(4)), *lines])
+
+
+def score_table(scores: dict) -> str:
+    """Exact matches by family, before and after, for each test set."""
+    lines = []
+    for title, rows in scores.items():
+        lines.append(f"{title:24}{'entries':>8}{'before':>9}{'after':>9}")
+        for family, row in rows.items():
+            n = row["entries"]
+            lines.append(f"  {family:22}{n:>8}{row['before'] / n:>9.0%}{row['after'] / n:>9.0%}")
+        total = sum(row["entries"] for row in rows.values())
+        before, after = (sum(row[key] for row in rows.values()) for key in ("before", "after"))
+        lines.append(f"  {'all together':22}{total:>8}{before / total:>9.0%}{after / total:>9.0%}\n")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read, show, tune, answer."""
+    options = parse_arguments()
+    threads = cli.use_threads(options.threads)
+    rng = np.random.default_rng(options.seed)
+    training, validation, tests = read_data(options, rng)
+    folder = find_model(options.model)
+    model, tokenizer = load_model_and_tokenizer(folder)
+    context = model.config.n_positions
+    if options.max_length and options.max_length > context:
+        raise ValueError(f"--max-length {options.max_length}: this model sees at most {context} tokens")
+    if options.dropout >= 1:
+        raise ValueError(f"--dropout {options.dropout}: expected a probability below 1")
+    model.set_dropout(options.dropout)
+
+    style = dict(prompt_style=options.prompt_style, mask_prompt=options.mask_prompt,
+                 max_length=options.max_length or context)
+    training_set = InstructionSet(training, tokenizer, **style)
+    validation_set = InstructionSet(validation, tokenizer, **style)
+    if not len(training_set):
+        raise ValueError(f"{options.data}: no entry to train on; {len(training_set.dropped)} of {len(training)} have "
+                         f"an empty reply, or a prompt of {style['max_length']} tokens or more")
+    if options.show_mask:
+        for i in range(min(3, len(training_set))):
+            inputs, targets = training_set.collate([i])
+            print(show_mask(inputs[0], targets[0], tokenizer), end="\n\n")
+        return
+    output = choose_output(options)
+    learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
+    tests = {title: entries for title, entries in tests.items() if entries}
+    print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
+    print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate, "
+          + ", ".join(f"{len(entries)} {title}" for title, entries in tests.items()))
+    for name, data in (("training", training_set), ("validation", validation_set)):
+        if data.dropped:
+            print(f"          {len(data.dropped)} {name} entries left out: empty reply, or prompt longer than "
+                  f"{style['max_length']} tokens")
+    print(f"training  {options.epochs} epochs in batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
+          f"{threads} threads\noutput    {output}", flush=True)
+
+    scored = any(entry.family for entries in tests.values() for entry in entries)
+    shown = [entry for entries in tests.values() for entry in entries][:: 1 if scored else None]
+    before = answer_all(model, tokenizer, shown if scored else shown[:5], options, "replies before")
+    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
+                        micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
+                        weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
+                        patience=options.patience)
+    sample_entry = (validation or training)[0]
+
+    def show_sample(report) -> None:
+        answer = reply(model, tokenizer, PROMPT_STYLES[options.prompt_style](sample_entry), max_new_tokens=40)
+        question = " ".join(f"{sample_entry.instruction} {sample_entry.input}".split())
+        report.say(f"    {textwrap.shorten(question, 70)} -> {textwrap.shorten(answer, 70) or '(nothing)'}")
+
+    fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
+        resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions")
+
+    after = answer_all(model, tokenizer, shown, options, "replies after")
+    write_json(output / "replies.json", [
+        {**{k: v for k, v in asdict(entry).items() if k != "family" or v}, "model_response": answer}
+        for entry, answer in zip(shown, after, strict=True)])
+    few = range(0, len(before), max(1, len(before) // 5))[:5]
+    print("\n" + side_by_side(*[[items[i] for i in few] for items in (shown, before, after)]))
+    if scored:
+        scores, start = {}, 0
+        for title, entries in tests.items():
+            old = by_family(entries, before[start : start + len(entries)])
+            new = by_family(entries, after[start : start + len(entries)])
+            scores[title] = {family: {"entries": new[family][1], "before": old[family][0], "after": new[family][0]}
+                             for family in new}
+            start += len(entries)
+        write_json(output / "scores.json", scores)
+        print("\nreplies that match exactly\n\n" + score_table(scores))
+    print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
+          f"loss.png, metrics.jsonl\nask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
+          f"peak memory {peak_megabytes():.0f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)
