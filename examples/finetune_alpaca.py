@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyft import InstructionSet, Settings, cli, fit, load_model_and_tokenizer, read_entries, split
-from tinyft.evaluate import by_family
+from tinyft.evaluate import compare_by_family, score_table, side_by_side
 from tinyft.files import make_writable_folder, write_json
 from tinyft.generate import reply
 from tinyft.gpt2 import SIZES
@@ -130,45 +130,18 @@ def read_data(options, rng):
 
 
 def answer_all(model, tokenizer, entries, options, what: str) -> list[str]:
-    """A greedy reply to each entry; one line's worth of explanation where a prompt is too long."""
-    replies = []
+    """A greedy reply to each entry, an empty one where the prompt is longer than the context; those are counted."""
+    replies, too_long = [], 0
     for entry in tqdm(entries, desc=what, unit="reply", leave=False, dynamic_ncols=True):
         prompt = PROMPT_STYLES[options.prompt_style](entry)
-        try:
+        if len(tokenizer.encode_ordinary(prompt)) < model.config.n_positions:
             replies.append(reply(model, tokenizer, prompt, max_new_tokens=options.max_new_tokens))
-        except ValueError:
+        else:
+            too_long += 1
             replies.append("")
+    if too_long:
+        print(f"{what}: {too_long} prompts are longer than the context of {model.config.n_positions} tokens, no reply")
     return replies
-
-
-def side_by_side(entries, before, after, width: int = 34) -> str:
-    """Instruction, expected reply, reply before and reply after, as four columns of text."""
-    def cell(text):
-        return textwrap.wrap(" ".join(text.split()), width)[:6] or [""]
-
-    lines = []
-    for entry, old, new in zip(entries, before, after, strict=True):
-        question = entry.instruction + (f" [{entry.input}]" if entry.input else "")
-        columns = [cell(question), cell(entry.output), cell(old), cell(new)]
-        for i in range(max(map(len, columns))):
-            lines.append(" | ".join(f"{column[i] if i < len(column) else '':{width}}" for column in columns).rstrip())
-        lines.append("-+-".join("-" * width for _ in columns))
-    head = " | ".join(f"{title:{width}}" for title in ("instruction", "expected", "before", "after")).rstrip()
-    return "\n".join([head, "=+=".join("=" * width for _ in range(4)), *lines])
-
-
-def score_table(scores: dict) -> str:
-    """Exact matches by family, before and after, for each test set."""
-    lines = []
-    for title, rows in scores.items():
-        lines.append(f"{title:24}{'entries':>8}{'before':>9}{'after':>9}")
-        for family, row in rows.items():
-            n = row["entries"]
-            lines.append(f"  {family:22}{n:>8}{row['before'] / n:>9.0%}{row['after'] / n:>9.0%}")
-        total = sum(row["entries"] for row in rows.values())
-        before, after = (sum(row[key] for row in rows.values()) for key in ("before", "after"))
-        lines.append(f"  {'all together':22}{total:>8}{before / total:>9.0%}{after / total:>9.0%}\n")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -211,9 +184,12 @@ def main() -> None:
     print(f"training  {options.epochs} epochs in batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
           f"{threads} threads\noutput    {output}", flush=True)
 
-    scored = any(entry.family for entries in tests.values() for entry in entries)
-    shown = [entry for entries in tests.values() for entry in entries][:: 1 if scored else None]
-    before = answer_all(model, tokenizer, shown if scored else shown[:5], options, "replies before")
+    shown = [entry for entries in tests.values() for entry in entries]
+    scored = any(entry.family for entry in shown)
+    few = range(0, len(shown), max(1, len(shown) // 5))[:5]
+    asked = range(len(shown)) if scored else few  # all replies of the untuned model only where they are counted
+    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], options, "replies before"),
+                      strict=True))
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
@@ -232,16 +208,9 @@ def main() -> None:
     write_json(output / "replies.json", [
         {**{k: v for k, v in asdict(entry).items() if k != "family" or v}, "model_response": answer}
         for entry, answer in zip(shown, after, strict=True)])
-    few = range(0, len(before), max(1, len(before) // 5))[:5]
-    print("\n" + side_by_side(*[[items[i] for i in few] for items in (shown, before, after)]))
+    print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
     if scored:
-        scores, start = {}, 0
-        for title, entries in tests.items():
-            old = by_family(entries, before[start : start + len(entries)])
-            new = by_family(entries, after[start : start + len(entries)])
-            scores[title] = {family: {"entries": new[family][1], "before": old[family][0], "after": new[family][0]}
-                             for family in new}
-            start += len(entries)
+        scores = compare_by_family(tests, [before[i] for i in asked], after)
         write_json(output / "scores.json", scores)
         print("\nreplies that match exactly\n\n" + score_table(scores))
     print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "

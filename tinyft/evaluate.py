@@ -1,6 +1,7 @@
-"""How good are the replies? Exact match, by family."""
+"""How good are the replies? Side by side for a person, and exact matches by family."""
 
 import string
+import textwrap
 from collections.abc import Sequence
 
 from .instructions import Entry
@@ -24,3 +25,45 @@ def by_family(entries: Sequence[Entry], replies: Sequence[str]) -> dict[str, tup
         right_and_all[0] += exact_match(reply, entry.output)
         right_and_all[1] += 1
     return {family: (right, n) for family, (right, n) in sorted(counts.items())}
+
+
+def side_by_side(entries: Sequence[Entry], before: Sequence[str], after: Sequence[str], width: int = 34) -> str:
+    """Instruction, expected reply, reply before and reply after, as four columns of text."""
+    def cell(text):
+        return textwrap.wrap(" ".join(text.split()), width)[:6] or [""]
+
+    lines = []
+    for entry, old, new in zip(entries, before, after, strict=True):
+        question = entry.instruction + (f" [{entry.input}]" if entry.input else "")
+        columns = [cell(question), cell(entry.output), cell(old), cell(new)]
+        for i in range(max(map(len, columns))):
+            lines.append(" | ".join(f"{column[i] if i < len(column) else '':{width}}" for column in columns).rstrip())
+        lines.append("-+-".join("-" * width for _ in columns))
+    head = " | ".join(f"{title:{width}}" for title in ("instruction", "expected", "before", "after")).rstrip()
+    return "\n".join([head, "=+=".join("=" * width for _ in range(4)), *lines])
+
+
+def compare_by_family(tests: dict[str, list[Entry]], before: Sequence[str], after: Sequence[str]) -> dict:
+    """{title: {family: {"entries", "before", "after"}}} for the replies to all tests, one test after the other."""
+    scores, start = {}, 0
+    for title, entries in tests.items():
+        part = slice(start, start + len(entries))
+        old, new = by_family(entries, before[part]), by_family(entries, after[part])
+        scores[title] = {family: {"entries": n, "before": old[family][0], "after": right}
+                         for family, (right, n) in new.items()}
+        start += len(entries)
+    return scores
+
+
+def score_table(scores: dict) -> str:
+    """What `compare_by_family` found, as text."""
+    lines = []
+    for title, rows in scores.items():
+        lines.append(f"{title:24}{'entries':>8}{'before':>9}{'after':>9}")
+        for family, row in rows.items():
+            n = row["entries"]
+            lines.append(f"  {family:22}{n:>8}{row['before'] / n:>9.0%}{row['after'] / n:>9.0%}")
+        total = sum(row["entries"] for row in rows.values())
+        before, after = (sum(row[key] for row in rows.values()) for key in ("before", "after"))
+        lines.append(f"  {'all together':22}{total:>8}{before / total:>9.0%}{after / total:>9.0%}\n")
+    return "\n".join(lines)

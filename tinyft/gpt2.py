@@ -55,15 +55,11 @@ SIZES = {
 
 
 class Attention(Module):
-    """Projects to queries, keys and values, mixes tokens, projects back."""
+    """Queries, keys and values are projected by c_attn, mixed by attention, and projected back by c_proj."""
 
     def __init__(self, config: GPT2Config, std: float, rng, dtype):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, rng=rng, dtype=dtype)
         self.c_proj = Linear(config.n_embd, config.n_embd, std=std, rng=rng, dtype=dtype)
-
-    def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, C) -> (N, C)"""
-        return self.c_proj(attend(self.c_attn(x)))
 
 
 class MLP(Module):
@@ -91,9 +87,16 @@ class Block(Module):
         self.mlp = MLP(config, std, rng, dtype)
         self.drop = Dropout(config.resid_pdrop)
 
-    def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], rng=None) -> Tensor:
-        """(N, C) -> (N, C). attend: queries, keys and values (N, 3C) -> mixed (N, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), attend), rng)
+    def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], rng=None, keep=None) -> Tensor:
+        """(N, C) -> (N, C). attend: queries, keys and values (N, 3C) -> mixed (N, C).
+
+        keep: indices of the only tokens whose result is wanted, (K,); the result is (K, C) then. The others
+        are still looked at by these.
+        """
+        mixed = attend(self.attn.c_attn(self.ln_1(x)))
+        if keep is not None:
+            x, mixed = ops.embedding(x, keep), ops.embedding(mixed, keep)
+        x = x + self.drop(self.attn.c_proj(mixed), rng)
         return x + self.drop(self.mlp(self.ln_2(x)), rng)
 
 
@@ -135,25 +138,27 @@ class GPT2(Module):
         for block in self.h:
             block.drop.p = p
 
-    def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng=None, attend=None) -> Tensor:
+    def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng=None, attend=None, keep=None) -> Tensor:
         """What the model knows after each token: ids (N,), row_starts (B+1,) -> (N, C).
 
-        rng: turns dropout on. attend(layer, qkv): replaces attention within the rows.
+        rng: turns dropout on. attend(layer, qkv): replaces attention within the rows. keep (K,): indices of
+        the only tokens that are asked for; the last block works for them alone, and the result is (K, C).
         """
         longest = int(np.diff(row_starts).max(initial=0))
         if longest > self.config.n_positions:
             raise ValueError(f"GPT2: a row has {longest} tokens, expected at most n_positions = "
                              f"{self.config.n_positions}; cut it (--max-length) or use a model with more")
         positions = np.arange(len(ids)) - np.repeat(row_starts[:-1], np.diff(row_starts))
-        return self._run(ids, positions, attend or self._within_rows(row_starts), rng)
+        return self._run(ids, positions, attend or self._within_rows(row_starts), rng, keep)
 
     def _within_rows(self, row_starts):
         return lambda layer, qkv: ops.causal_attention(qkv, n_head=self.config.n_head, row_starts=row_starts)
 
-    def _run(self, ids, positions, attend, rng=None) -> Tensor:
+    def _run(self, ids, positions, attend, rng=None, keep=None) -> Tensor:
         x = self.drop(self.wte(ids) + self.wpe(positions), rng)
         for layer, block in enumerate(self.h):
-            x = block(x, lambda qkv, layer=layer: attend(layer, qkv), rng)
+            last = block is self.h[-1]
+            x = block(x, lambda qkv, layer=layer: attend(layer, qkv), rng, keep if last else None)
         return self.ln_f(x)
 
     def __call__(self, ids: np.ndarray, rng=None) -> Tensor:
@@ -167,7 +172,8 @@ class GPT2(Module):
         """Cross-entropy per target: inputs (B, T), targets (B, T) with -100 where nothing is learned -> ().
 
         What stands after a row's last target cannot touch the loss, since no token sees the future: it is
-        dropped here, padding with it. total: what to divide the sum by, if not this batch's live targets.
+        dropped here, padding with it; and what has no target itself only feeds the others' attention, so that
+        it ends in the last block. total: what to divide the sum by, if not this batch's live targets.
         """
         inputs, targets = np.atleast_2d(inputs), np.atleast_2d(targets)
         if inputs.shape != targets.shape:
@@ -177,8 +183,8 @@ class GPT2(Module):
         lengths = np.where(live, positions + 1, 0).max(axis=1, initial=0)
         needed = positions < lengths[:, None]
         row_starts = np.concatenate([[0], np.cumsum(lengths)])
-        hidden = self.hidden(inputs[needed], row_starts, rng)
-        return ops.linear_cross_entropy(hidden, self.wte.weight, targets[needed], total=total)
+        hidden = self.hidden(inputs[needed], row_starts, rng, keep=np.flatnonzero(live[needed]))
+        return ops.linear_cross_entropy(hidden, self.wte.weight, targets[live], total=total)
 
     def prefill(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
         """Read a prompt (T,) into an empty cache -> logits (V,) of the token after it."""
@@ -193,7 +199,7 @@ class GPT2(Module):
             return within_rows(layer, qkv)
 
         with no_grad():
-            last = self.hidden(np.asarray(ids), row_starts, attend=attend).data[-1:]
+            last = self.hidden(np.asarray(ids), row_starts, attend=attend, keep=np.array([len(ids) - 1])).data
             cache.length = len(ids)
             return self._logits(last)
 

@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE through tiktoken, from a model folder and back into one."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import tiktoken
@@ -28,13 +29,27 @@ def load_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
     if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
         raise ValueError(f"{vocab}: expected an object that gives every token a number")
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocab))
+        with _no_tiktoken_cache():
+            ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocab))
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ValueError(f"{merges} and {vocab} don't belong together: tokens must be the 256 bytes in GPT-2's "
                          "order, then the merges in theirs; take both from the same model") from None
     special = {END_OF_TEXT: ids.get(END_OF_TEXT, len(ranks))}
     return tiktoken.Encoding(Path(folder).name or "gpt2", pat_str=PATTERN, mergeable_ranks=ranks,
                              special_tokens=special)
+
+
+@contextmanager
+def _no_tiktoken_cache():
+    """tiktoken caches what it reads by path, local files too, and would never see that one has changed."""
+    name = "TIKTOKEN_CACHE_DIR"
+    before, os.environ[name] = os.environ.get(name), ""
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _gpt2_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from .dice import Dice
 from .exercises import DECK, comma_end, exercise
 from .facts import Fact, fact_deck, facts_by_relation, facts_by_subject
+from .portraits import portrait
 from .stories import tell_story
 from .tables import names
 
@@ -32,15 +33,16 @@ STATEMENT_FORMS = (
     '{A} read in a book, "{statement}"', "It is true. {statement}",
 )  # fmt: skip
 OPENINGS = (
-    "{A} and {B} talked about many things.", "{A} wanted to learn something.", "{A} had a book full of facts.",
-    "The teacher asked the children.", "{A} and {B} sat together.", "This is what {A} wrote.",
+    "{A} and {B} talked about many things.", "{A} wanted to learn something.",
+    "{A} had a book full of facts.", "The teacher asked the children.",
+    "{A} and {B} sat together.", "This is what {A} wrote.",
     "Here is what {A} knows.", "{A} asked {B} a lot of questions.", "There was a quiz at school.",
-    "{A} likes to know things.",
+    "{A} likes to know things.", "{A} told {B} what happened.", "Now {A} tells {B} what happened next.",
 )  # fmt: skip
 LESSON_OPENINGS = (
-    "{A} and {B} were at school.", "It was time for a lesson.", "{A} had homework to do.", "{A} helped {B} to learn.",
-    "The teacher had some sentences for {A}.", "{A} worked with words and numbers.",
-    "{A} and {B} played with words.",
+    "{A} and {B} were at school.", "It was time for a lesson.", "{A} had homework to do.",
+    "{A} helped {B} to learn.", "The teacher had some sentences for {A}.",
+    "{A} worked with words and numbers.", "{A} and {B} played with words.",
 )  # fmt: skip
 
 
@@ -114,6 +116,12 @@ def story_part(dice: Dice) -> str:
     return " ".join(told)
 
 
+def portrait_part(dice: Dice) -> str:
+    """A portrait of somebody, now and then with a question from the facts after it."""
+    text = portrait(dice)
+    return f"{text} {tell_fact(dice, dice.pick(fact_deck()))}" if dice.chance(0.2) else text
+
+
 def exercise_part(dice: Dice) -> str:
     """Several exercises, mixed or all of one sort, as prose or one to a line."""
     one_sort = dice.pick(DECK) if dice.chance(0.4) else None
@@ -123,10 +131,8 @@ def exercise_part(dice: Dice) -> str:
     return ("\n" if dice.chance(0.3) else " ").join(told)
 
 
-
 PARTS: tuple[Callable[[Dice], str], ...] = (
-    fact_part, fact_part, fact_part, fact_part, quiz_part, story_part, story_part, story_part,
-    exercise_part, exercise_part, exercise_part,
+    *[fact_part] * 6, *[quiz_part] * 3, *[story_part] * 3, *[portrait_part] * 2, *[exercise_part] * 4,
 )  # fmt: skip
 FEWEST_CHARACTERS = 450
 

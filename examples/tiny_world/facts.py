@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from .grammar import NUMBER_WORDS, capitalise, with_article
 from .tables import plurals, rows
@@ -21,8 +21,8 @@ LARGEST_SUM = 20
 # How often a fact of each relation is told, compared with the others. Relations that the tuning
 # set asks about, and those whose words occur nowhere else, are told more often.
 WEIGHTS = {
-    "capital": 5, "young": 4, "sound": 4, "home": 4, "kind": 3, "colour": 4, "material": 2, "use": 2,
-    "part": 2, "job": 2, "symbol": 5, "opposite": 4, "plural": 2, "past": 3, "next": 3, "before": 3,
+    "capital": 5, "young": 5, "sound": 5, "home": 5, "kind": 3, "colour": 5, "material": 2, "use": 2,
+    "part": 2, "job": 2, "symbol": 5, "opposite": 5, "plural": 3, "past": 4, "next": 3, "before": 3,
     "sum": 3,
 }  # fmt: skip
 
@@ -106,7 +106,7 @@ def _complete(slots: dict[str, str]) -> dict[str, str]:
     return full
 
 
-@lru_cache(maxsize=None)
+@cache
 def paraphrases() -> dict[str, list[tuple[str, str, str]]]:
     """For each relation its wordings as (form, text, answer)."""
     found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
@@ -115,7 +115,7 @@ def paraphrases() -> dict[str, list[tuple[str, str, str]]]:
     return dict(found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def all_facts() -> tuple[Fact, ...]:
     """Every fact of the tiny world with all its wordings filled in."""
     pairs = list(_slots())
@@ -134,19 +134,19 @@ def all_facts() -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-@lru_cache(maxsize=None)
+@cache
 def fact_deck() -> tuple[Fact, ...]:
     """All facts, each repeated by the weight of its relation: pick from this for the corpus."""
     return tuple(fact for fact in all_facts() for _ in range(WEIGHTS[fact.relation]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def facts_by_relation() -> dict[str, tuple[Fact, ...]]:
     """The facts of each relation."""
     return {name: tuple(fact for fact in all_facts() if fact.relation == name) for name in WEIGHTS}
 
 
-@lru_cache(maxsize=None)
+@cache
 def facts_by_subject() -> tuple[tuple[Fact, ...], ...]:
     """Groups of three or more facts about the same word, such as all there is to know of a dog."""
     groups: dict[str, list[Fact]] = defaultdict(list)

@@ -3,7 +3,8 @@
 A rule such as "make this sentence passive" is only shown to be learned on a sentence that the
 model has never read. The corpus generator and the test-set generator draw sentences, lists and
 passages from the same code. One in RESERVED_ONE_IN of them, decided by a checksum of the text
-itself, belongs to the tests; the corpus and the tuning examples skip it.
+itself (of a list: of its first items), belongs to the tests; the corpus and the tuning examples
+skip it.
 """
 
 from __future__ import annotations

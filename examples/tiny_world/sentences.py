@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 
 from .dice import Dice
@@ -18,6 +18,7 @@ from .tables import names, place_phrases, plurals, rows, words
 
 T = TypeVar("T")
 MOST_DRAWS = 2000
+WORD_RUN, NUMBER_RUN = 2, 3
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,25 @@ class Action:
         return f"{capitalise(self.object)} was {self.verb['participle']} by {self.subject}."
 
 
-def _until(draw: Callable[[], T], text_of: Callable[[T], str], reserved: bool) -> T:
-    """Draw until the text is on the wanted side of the reservation."""
+def _until(draw: Callable[[], T], wanted: Callable[[T], bool]) -> T:
+    """Draw until something is on the wanted side of the reservation."""
     for _ in range(MOST_DRAWS):
         drawn = draw()
-        if is_reserved(text_of(drawn)) == reserved:
+        if wanted(drawn):
             return drawn
     raise RuntimeError("no exercise left on this side of the reservation: the word lists are too short")
 
 
-@lru_cache(maxsize=None)
+def _list_fits(items: list[str], run: int, reserved: bool) -> bool:
+    """Whether a list begins with a reserved run of so many items, or else has no such run in it.
+
+    To look only at whole lists would not do: a long list of the corpus can hold a short test list.
+    """
+    runs = (", ".join(items[start : start + run]) for start in range(len(items) - run + 1))
+    return is_reserved(next(runs)) if reserved else not any(map(is_reserved, runs))
+
+
+@cache
 def _class_members(word_class: str) -> tuple[str, ...]:
     """Who or what can stand in a sentence for a class of tables/verbs.csv."""
     if word_class == "person":
@@ -56,7 +66,7 @@ def _class_members(word_class: str) -> tuple[str, ...]:
     return words(word_class)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _action_verbs() -> tuple[dict[str, str], ...]:
     return tuple(row for row in rows("verbs") if "none" not in (row["subject"], row["object"]))
 
@@ -72,7 +82,7 @@ def _any_action(dice: Dice) -> Action:
 
 def action(dice: Dice, reserved: bool = False) -> Action:
     """A sentence with a subject, a verb in the past and an object."""
-    return _until(lambda: _any_action(dice), lambda drawn: drawn.active, reserved)
+    return _until(lambda: _any_action(dice), lambda drawn: is_reserved(drawn.active) == reserved)
 
 
 def _any_plain(dice: Dice) -> tuple[str, str]:
@@ -80,7 +90,8 @@ def _any_plain(dice: Dice) -> tuple[str, str]:
     if form < 0.3:
         subject, helper, rest = dice.pick(words("subject")), "is", dice.pick(words("subject_adjective"))
     elif form < 0.6:
-        subject, helper, rest = dice.pick(_class_members("living")), "is", dice.pick(words("person_adjective"))
+        subject, helper = dice.pick(_class_members("living")), "is"
+        rest = dice.pick(words("person_adjective"))
     elif form < 0.7:
         noun = dice.pick(words("countable"))
         subject, helper, rest = f"the {plurals()[noun]}", "are", dice.pick(words("subject_adjective"))
@@ -94,7 +105,7 @@ def _any_plain(dice: Dice) -> tuple[str, str]:
 
 def plain_and_negated(dice: Dice, reserved: bool = False) -> tuple[str, str]:
     """A sentence with is, are, can or will, and the same sentence with not."""
-    return _until(lambda: _any_plain(dice), lambda pair: pair[0], reserved)
+    return _until(lambda: _any_plain(dice), lambda pair: is_reserved(pair[0]) == reserved)
 
 
 def _any_sentence(dice: Dice) -> str:
@@ -108,7 +119,7 @@ def _any_sentence(dice: Dice) -> str:
 
 def sentence(dice: Dice, reserved: bool = False) -> str:
     """Any simple sentence, for saying again or for picking out a word."""
-    return _until(lambda: _any_sentence(dice), lambda text: text, reserved)
+    return _until(lambda: _any_sentence(dice), lambda text: is_reserved(text) == reserved)
 
 
 POSITIVE_REMARKS = (
@@ -123,15 +134,20 @@ NEGATIVE_REMARKS = (
 )  # fmt: skip
 
 
-def _any_remark(dice: Dice) -> tuple[str, str]:
-    feeling, templates = ("positive", POSITIVE_REMARKS) if dice.chance(0.5) else ("negative", NEGATIVE_REMARKS)
+def _any_remark(dice: Dice) -> tuple[str, str, str]:
+    feeling = "positive" if dice.chance(0.5) else "negative"
+    templates = POSITIVE_REMARKS if feeling == "positive" else NEGATIVE_REMARKS
     thing, word = dice.pick(words("remark_subject")), dice.pick(words(feeling))
-    return dice.pick(templates).format(thing=thing, Thing=capitalise(thing), word=word), feeling
+    text = dice.pick(templates).format(thing=thing, Thing=capitalise(thing), word=word)
+    return text, feeling, f"{thing} {word}"
 
 
 def remark(dice: Dice, reserved: bool = False) -> tuple[str, str]:
-    """What somebody thinks of something, and whether it is positive or negative."""
-    return _until(lambda: _any_remark(dice), lambda pair: pair[0], reserved)
+    """What somebody thinks of something, and whether it is positive or negative.
+
+    The reservation goes by thing and word, since one wording of a remark can hold another.
+    """
+    return _until(lambda: _any_remark(dice), lambda drawn: is_reserved(drawn[2]) == reserved)[:2]
 
 
 def _any_passage(dice: Dice) -> tuple[str, str, str]:
@@ -149,32 +165,38 @@ def _any_passage(dice: Dice) -> tuple[str, str, str]:
             told.append((f"{person} has the {thing}.", ((f"What does {person} have?", f"The {thing}"),
                                                        (f"Who has the {thing}?", person))))  # fmt: skip
         else:
-            told.append((f"{person} is {dice.pick(words('person_adjective'))}.", ()))
+            told.append((f"{person} feels {dice.pick(words('person_adjective'))}.", ()))
     question, answer = dice.pick(told[dice.number(0, 1)][1])
     return " ".join(text for text, _ in dice.shuffled(told)), question, answer
 
 
 def passage(dice: Dice, reserved: bool = False) -> tuple[str, str, str]:
     """Two or three sentences, a question about one of them, and its answer."""
-    return _until(lambda: _any_passage(dice), lambda drawn: drawn[0], reserved)
+    return _until(lambda: _any_passage(dice), lambda drawn: is_reserved(drawn[0]) == reserved)
 
 
 def word_list(dice: Dice, reserved: bool = False) -> list[str]:
     """Two to six different nouns, for counting."""
-    return _until(lambda: dice.several(words("countable"), dice.number(2, 6)), ", ".join, reserved)
+    count = dice.number(2, 6)
+
+    def draw() -> list[str]:
+        return dice.several(words("countable"), count)
+
+    return _until(draw, lambda items: _list_fits(items, WORD_RUN, reserved))
 
 
-def number_list(dice: Dice, reserved: bool = False) -> list[int]:
+def number_list(dice: Dice, reserved: bool = False) -> list[str]:
     """Three or four different numbers from 1 to 9 that are not in order."""
+    count = dice.number(3, 4)
 
-    def draw() -> list[int]:
-        numbers = dice.several(range(1, 10), dice.number(3, 4))
+    def draw() -> list[str]:
+        numbers = dice.several("123456789", count)
         return draw() if numbers == sorted(numbers) else numbers
 
-    return _until(draw, lambda numbers: ", ".join(map(str, numbers)), reserved)
+    return _until(draw, lambda items: _list_fits(items, NUMBER_RUN, reserved))
 
 
-@lru_cache(maxsize=None)
+@cache
 def nouns_by_kind() -> dict[str, tuple[str, ...]]:
     """The nouns of each kind that has enough of them for an odd-one-out list."""
     kinds: dict[str, list[str]] = {}
@@ -184,7 +206,7 @@ def nouns_by_kind() -> dict[str, tuple[str, ...]]:
     return {kind: tuple(found) for kind, found in kinds.items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _different_kinds() -> tuple[tuple[str, str], ...]:
     """Pairs of kinds of which the second is not a sort of the first (a bird is an animal too)."""
     inside = {("animal", "bird"), ("animal", "fish"), ("animal", "insect")}
@@ -201,9 +223,13 @@ def _any_odd_one(dice: Dice) -> tuple[list[str], str, str]:
 
 def odd_one_out(dice: Dice, reserved: bool = False) -> tuple[list[str], str, str]:
     """Four nouns of which three are of one kind; the odd one; and the kind of the three."""
-    return _until(lambda: _any_odd_one(dice), lambda drawn: ", ".join(drawn[0]), reserved)
+    return _until(lambda: _any_odd_one(dice), lambda drawn: _list_fits(drawn[0], WORD_RUN, reserved))
 
 
 def big_sum(dice: Dice, reserved: bool = False) -> tuple[int, int]:
     """Two numbers from 10 to 89 to add."""
-    return _until(lambda: (dice.number(10, 89), dice.number(10, 89)), lambda pair: f"{pair[0]} + {pair[1]}", reserved)
+
+    def draw() -> tuple[int, int]:
+        return dice.number(10, 89), dice.number(10, 89)
+
+    return _until(draw, lambda pair: is_reserved(f"{pair[0]} + {pair[1]}") == reserved)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 from .dice import Dice
 from .grammar import NUMBER_WORDS, capitalise, with_article
 from .tables import names, places, pronouns, rows, words
 
-PROBE_CHANCE = 0.12
+PROBE_CHANCE, SCENE_CHANCE, WEATHER_CHANCE = 0.08, 0.15, 0.5
 PRONOUN_CHANCE = 0.45
 PEOPLE, THINGS, PLACES = "ABC", "ts", "pqr"
 PRONOUN_STARTS = ("{a}", "Then {a}", "So {a}", "After that {a}")
@@ -28,7 +28,7 @@ class PlotError(ValueError):
     """A plot asks for something that cannot happen in the world as it is."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def plots() -> dict[str, tuple[tuple[str, ...], ...]]:
     """The steps of each plot, split into a verb and its arguments."""
     found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
@@ -38,7 +38,7 @@ def plots() -> dict[str, tuple[tuple[str, ...], ...]]:
     return {name: tuple(steps) for name, steps in found.items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def step_wordings() -> dict[str, tuple[str, ...]]:
     """The sentences in which each kind of step can be told."""
     found: dict[str, list[str]] = defaultdict(list)
@@ -68,8 +68,9 @@ class World:
         if a:
             he = pronouns()[self.cast[a]]
             slots["He"], slots["his"], slots["him"] = FORMS[he]
-            starts = template.startswith(PRONOUN_STARTS) and template.count("{a}") == 1 and "{b}" not in template
-            repeated = starts and self.only_person == a
+            slots["his_cap"] = capitalise(slots["his"])
+            alone = template.count("{a}") == 1 and "{b}" not in template
+            repeated = alone and template.startswith(PRONOUN_STARTS) and self.only_person == a
             slots["a"] = he if repeated and self.dice.chance(PRONOUN_CHANCE) else self.cast[a]
         if b:
             slots["b"] = self.cast[b]
@@ -241,16 +242,25 @@ def _new_world(dice: Dice, steps: tuple[tuple[str, ...], ...]) -> World:
     return World(dice, cast, dict(zip(THINGS, dice.several(looks, 2), strict=True)))
 
 
+@cache
+def _tells_weather(steps: tuple[tuple[str, ...], ...]) -> bool:
+    """True for a plot that speaks of rain, night or the like, and so needs no other weather."""
+    told = " ".join(word for step in steps if step[0] == "text" for word in step)
+    return any(word in told for word in ("rain", "snow", "fog", "night", "dark", "sun"))
+
+
 def tell_story(dice: Dice, plot: str | None = None) -> World:
     """Play one plot, or any plot, to its end; the sentences are in the `told` of the world."""
     steps = plots()[plot] if plot else dice.pick(tuple(plots().values()))
     world = _new_world(dice, steps)
-    if dice.chance(0.4):
+    if dice.chance(WEATHER_CHANCE) and not _tells_weather(steps):
         world.told.append(dice.pick(words("weather")))
     for verb, *arguments in steps:
         world.step(verb, *(arguments if verb == "text" else [word.split("=")[0] for word in arguments]))
         if dice.chance(PROBE_CHANCE) and world.known():
             world.do_probe(dice.pick(world.known()))
-    for subject in dice.shuffled(world.known())[: dice.number(0, 3)]:
+        elif dice.chance(SCENE_CHANCE):
+            world.do_text(*words("scene"))
+    for subject in dice.shuffled(world.known())[: dice.number(0, 2)]:
         world.do_probe(subject)
     return world

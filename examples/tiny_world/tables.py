@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 TABLES = Path(__file__).parent / "tables"
 
 
-@lru_cache(maxsize=None)
+@cache
 def rows(name: str) -> tuple[dict[str, str], ...]:
     """All rows of tables/NAME.csv, in file order."""
     with open(TABLES / f"{name}.csv", encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
 
 
-@lru_cache(maxsize=None)
+@cache
 def words(word_class: str) -> tuple[str, ...]:
     """The words of one class in tables/classes.csv."""
     found = tuple(row["word"] for row in rows("classes") if row["class"] == word_class)
@@ -25,31 +25,31 @@ def words(word_class: str) -> tuple[str, ...]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def names() -> tuple[str, ...]:
     """First names of people."""
     return tuple(row["name"] for row in rows("names"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def pronouns() -> dict[str, str]:
     """The pronoun (he or she) of each name."""
     return {row["name"]: row["pronoun"] for row in rows("names")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def plurals() -> dict[str, str]:
     """The plural of each noun."""
     return {row["noun"]: row["plural"] for row in rows("nouns")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def places() -> dict[str, str]:
     """Where somebody in a place is, such as "in the garden" for "garden"."""
     return {row["place"]: f"{row['preposition']} the {row['place']}" for row in rows("places")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def place_phrases() -> tuple[str, ...]:
     """All places as phrases, such as "in the garden"."""
     return tuple(places().values())

@@ -52,7 +52,7 @@ def _pointer(context, builder, array_type, array, offset):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
 
 
-class _Vectors:
+class Vectors:
     """Emits loads, stores and arithmetic on whole vectors of one float type."""
 
     def __init__(self, builder, float_type: types.Float):
@@ -121,7 +121,7 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
         pointer_a = _pointer(context, builder, kinds[0], a, a_start)
         pointer_b = _pointer(context, builder, kinds[2], b, b_start)
         pointer_c = _pointer(context, builder, kinds[5], c, c_start)
-        vectors = _Vectors(builder, kinds[5].dtype)
+        vectors = Vectors(builder, kinds[5].dtype)
         index = ir.IntType(64)
         grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
 
@@ -179,7 +179,7 @@ def _pack_block(rows: int):
     def pack(typingctx, source, start, stride, packed, packed_start):
         def codegen(context, builder, signature, args):
             source, start, stride, packed, packed_start = args
-            vectors = _Vectors(builder, signature.args[0].dtype)
+            vectors = Vectors(builder, signature.args[0].dtype)
             pointer = _pointer(context, builder, signature.args[0], source, start)
             target = _pointer(context, builder, signature.args[3], packed, packed_start)
             groups = []
@@ -211,7 +211,7 @@ def _pack_tile_columns(typingctx, source, start, stride, packed, packed_start):
 
     def codegen(context, builder, signature, args):
         source, start, stride, packed, packed_start = args
-        vectors = _Vectors(builder, signature.args[0].dtype)
+        vectors = Vectors(builder, signature.args[0].dtype)
         pointer = _pointer(context, builder, signature.args[0], source, start)
         target = _pointer(context, builder, signature.args[3], packed, packed_start)
         for half in range(TILE_VECTORS):

@@ -1,0 +1,152 @@
+"""Each kernel beside NumPy, beside PyTorch if it is installed, and beside the machine's peak."""
+
+import numpy as np
+from numba import get_num_threads
+
+from tinyft import ops
+from tinyft.kernels.adamw import adamw_step
+from tinyft.kernels.matmul import matmul
+from tinyft.tensor import Tensor, no_grad
+
+from .timing import Table, interleaved
+
+ROWS = 1024
+PRODUCTS = {"c_attn": (768, 2304), "attn.c_proj": (768, 768), "c_fc": (768, 3072), "mlp.c_proj": (3072, 768)}
+
+
+def matmuls(table: Table, machine: dict, torch, rng: np.random.Generator) -> None:
+    """The products of one GPT-2 124M layer, forward and both gradients, and the output layer."""
+    table.title(f"matmul, float32, {ROWS} rows")
+    for name, (n_in, n_out) in [*PRODUCTS.items(), ("output layer", (768, 50257))]:
+        x, dy = rng.standard_normal((ROWS, n_in), np.float32), rng.standard_normal((ROWS, n_out), np.float32)
+        if name == "output layer":
+            w = rng.standard_normal((n_out, n_in), np.float32)
+            cases = {"Y = X W'": (x, w.T), "dX = dY W": (dy, w), "dW = dY' X": (dy.T, x)}
+        else:
+            w = rng.standard_normal((n_in, n_out), np.float32)
+            cases = {"Y = X W": (x, w), "dX = dY W'": (dy, w.T), "dW = X' dY": (x.T, dy)}
+        for case, (a, b) in cases.items():
+            out = np.empty((a.shape[0], b.shape[1]), np.float32)
+            candidates = {"tinyft": lambda a=a, b=b, out=out: matmul(a, b, out=out),
+                          "NumPy": lambda a=a, b=b, out=out: np.matmul(a, b, out=out)}
+            if torch:
+                ta, tb, to = (torch.from_numpy(array) for array in (a, b, out))
+                candidates["PyTorch"] = lambda ta=ta, tb=tb, to=to: torch.mm(ta, tb, out=to)
+            times = interleaved(candidates)
+            speeds = {peer: 2 * a.shape[0] * a.shape[1] * b.shape[1] / t / 1e9 for peer, t in times.items()}
+            table.add(f"{name} {case}", "GFLOP/s", **speeds, of_peak=speeds["tinyft"] / machine["peak"])
+
+
+def _both_ways(function, *arrays):
+    """Forward and backward of an op, as a function without arguments."""
+    tensors = [Tensor(array, requires_grad=array.dtype.kind == "f") for array in arrays]
+    gradient = np.ones_like(function(*tensors).data)
+
+    def run():
+        function(*tensors).backward(gradient)
+        for tensor in tensors:
+            tensor.grad = None
+
+    return run
+
+
+def _torch_both_ways(torch, function, *arrays):
+    tensors = [torch.from_numpy(array).requires_grad_(array.dtype.kind == "f") for array in arrays]
+    gradient = torch.ones_like(function(*tensors))
+
+    def run():
+        function(*tensors).backward(gradient)
+        for tensor in tensors:
+            tensor.grad = None
+
+    return run
+
+
+def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
+    """Everything that is no matrix product, forward and backward."""
+    table.title("other kernels, forward + backward")
+
+    def normal(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    qkv, targets = normal(8 * 128, 3 * 768), rng.integers(0, 50257, ROWS)
+    row_starts = np.arange(0, 8 * 128 + 1, 128)
+
+    def torch_attention(qkv):
+        q, k, v = qkv.view(8, 128, 3, 12, 64).permute(2, 0, 3, 1, 4)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    f = torch.nn.functional if torch else None
+    cases = [
+        ("softmax (12288, 128)", ops.softmax, lambda x: f.softmax(x, -1), [normal(12288, 128)]),
+        ("gelu (1024, 3072)", ops.gelu, lambda x: f.gelu(x, approximate="tanh"), [normal(ROWS, 3072)]),
+        ("layer_norm (1024, 768)", ops.layer_norm, lambda x, w, b: f.layer_norm(x, (768,), w, b),
+         [normal(ROWS, 768), normal(768), normal(768)]),
+        ("attention (8, 12, 128, 64)", lambda qkv: ops.causal_attention(qkv, n_head=12, row_starts=row_starts),
+         torch_attention, [qkv]),
+        ("cross_entropy (1024, 50257)", ops.cross_entropy, lambda x, y: f.cross_entropy(x, y),
+         [normal(ROWS, 50257), targets]),
+    ]
+    for name, ours, theirs, arrays in cases:
+        candidates = {"tinyft": _both_ways(ours, *arrays)}
+        if torch:
+            candidates["PyTorch"] = _torch_both_ways(torch, theirs, *arrays)
+        table.add(name, "ms", **{peer: 1000 * t for peer, t in interleaved(candidates).items()})
+
+
+def optimizer(table: Table, machine: dict, torch, rng: np.random.Generator) -> None:
+    """AdamW over as many numbers as GPT-2 124M has."""
+    n = 124_439_808
+    weight, grad, m, v = (np.full(n, value, np.float32) for value in (0.1, 0.01, 0.0, 0.0))
+    candidates = {"tinyft": lambda: adamw_step(weight, grad, m, v, 1.0, 1e-4, 0.9, 0.999, 1e-8, 0.1, 10)}
+    if torch:
+        parameter = torch.full((n,), 0.1, requires_grad=True)
+        parameter.grad = torch.full((n,), 0.01)
+        candidates["PyTorch_fused"] = torch.optim.AdamW([parameter], lr=1e-4, weight_decay=0.1, fused=True).step
+    times = interleaved(candidates, 2.0)
+    speeds = {peer: 7 * 4 * n / t / 1e9 for peer, t in times.items()}
+    table.add("AdamW, 124 M parameters", "GB/s", **speeds, of_bandwidth=speeds["tinyft"] / machine["bandwidth"])
+
+
+def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
+    """Output layer and loss, forward and backward: -100 targets cost next to nothing."""
+    table.title(f"output layer + loss, {ROWS} rows of GPT-2 124M: what -100 targets save")
+    hidden, weight = rng.standard_normal((ROWS, 768), np.float32), rng.standard_normal((50257, 768), np.float32)
+    everything = rng.integers(0, 50257, ROWS)
+    for share in (1.0, 0.5, 0.25, 0.1, 0.0):
+        targets = everything.copy()
+        targets[rng.permutation(ROWS)[int(share * ROWS):]] = ops.IGNORE
+        run = _both_ways(ops.linear_cross_entropy, hidden, weight, targets)
+        seconds = interleaved({"tinyft": run}, 1.0)["tinyft"]
+        chunk = min(max(1, int(share * ROWS)), ops.LOGITS_BYTES // (4 * 50257))
+        table.add(f"{share:.0%} live", "ms", tinyft=1000 * seconds,
+                  logits_MB=(4e-6 * 50257 * chunk) if share else 0.0, all_logits_MB=4e-6 * 50257 * ROWS)
+
+
+def decode_and_prefill(table: Table, model, tokens: int = 64) -> None:
+    """One prompt through GPT-2 124M, then token by token."""
+    from tinyft import KVCache
+
+    ids = np.arange(tokens) % 50257
+    cache = KVCache(model.config)
+
+    def prefill():
+        cache.length = 0
+        model.prefill(ids, cache)
+
+    def decode():
+        cache.length = tokens
+        model.decode_one_token(7, cache)
+
+    with no_grad():
+        times = interleaved({"prefill": prefill, "decode": decode}, 3.0)
+    table.add(f"prefill of {tokens} tokens", "ms", tinyft=1000 * times["prefill"])
+    table.add("decoding", "tokens/s", tinyft=1 / times["decode"])
+
+
+def threads_in_use(torch) -> int:
+    """Give PyTorch as many threads as tinyft has."""
+    threads = get_num_threads()
+    if torch:
+        torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,80 @@
+"""What the machine can do: multiply-adds in registers, and reading memory."""
+
+import numpy as np
+from llvmlite import ir
+from numba import get_num_threads, prange, types
+from numba.extending import intrinsic
+
+from tinyft.kernels.jit import VECTOR_BYTES, jit
+from tinyft.kernels.matmul import TILE_ROWS, TILE_VECTORS, Vectors
+
+from .timing import Table, interleaved
+
+CHAINS = TILE_ROWS * TILE_VECTORS  # independent sums, as many as the tile of `matmul` has
+
+
+@intrinsic
+def _fma_chains(typingctx, start, rounds):
+    """`rounds` multiply-adds on each of CHAINS vectors of float32 that never leave their registers."""
+
+    def codegen(context, builder, signature, args):
+        vectors = Vectors(builder, types.float32)
+        index = ir.IntType(64)
+        splat = builder.insert_element(vectors.undefined, args[0], ir.Constant(ir.IntType(32), 0))
+        splat = vectors.shuffle(splat, vectors.undefined, [0] * vectors.lanes)
+        before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k = builder.phi(index)
+        k.add_incoming(ir.Constant(index, 0), before)
+        sums = [builder.phi(vectors.type) for _ in range(CHAINS)]
+        updated = [vectors.fma(splat, total, splat) for total in sums]
+        following = builder.add(k, ir.Constant(index, 1))
+        k.add_incoming(following, loop)
+        for total, new in zip(sums, updated, strict=True):
+            total.add_incoming(splat, before)
+            total.add_incoming(new, loop)
+        builder.cbranch(builder.icmp_signed("<", following, args[1]), loop, after)
+        builder.position_at_end(after)
+        total = updated[0]
+        for new in updated[1:]:
+            total = builder.fadd(total, new)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(types.float32, types.int64), codegen
+
+
+@jit(parallel=True)
+def _fma_peak(threads, rounds, results):
+    for thread in prange(threads):
+        results[thread] = _fma_chains(np.float32(0.5), rounds)
+
+
+@jit(reorder=True)
+def _sum(x):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i]
+    return total
+
+
+@jit(parallel=True)
+def _read(x, parts):
+    sums = np.zeros(parts, x.dtype)
+    for part in prange(parts):
+        sums[part] = _sum(x[x.size * part // parts : x.size * (part + 1) // parts])
+    return sums.sum()
+
+
+def measure(table: Table) -> dict[str, float]:
+    """Peak GFLOP/s in float32 and GB/s of reading, with all threads."""
+    threads = get_num_threads()
+    rounds, results = 2_000_000, np.zeros(threads, np.float32)
+    data = np.ones(2**28, np.float32)
+    times = interleaved({"fma": lambda: _fma_peak(threads, rounds, results), "read": lambda: _read(data, 8 * threads)})
+    flops = 2 * CHAINS * (VECTOR_BYTES // 4) * rounds * threads
+    machine = {"peak": flops / times["fma"] / 1e9, "bandwidth": data.nbytes / times["read"] / 1e9}
+    table.title(f"machine, {threads} threads, vectors of {8 * VECTOR_BYTES} bits")
+    table.add("multiply-adds in registers, float32", "GFLOP/s", measured=machine["peak"])
+    table.add("reading 1 GiB", "GB/s", measured=machine["bandwidth"])
+    return machine

@@ -1,0 +1,38 @@
+"""How long until something happens: imports, and the first training step with and without compiled kernels."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from .timing import Table, interleaved
+
+FIRST_STEP = """
+import numpy as np
+from tinyft import GPT2, GPT2Config, AdamW
+model = GPT2(GPT2Config(vocab_size=4000, n_positions=256, n_embd=224, n_layer=6, n_head=7), np.random.default_rng(0))
+ids = np.arange(128).reshape(2, 64)
+model.loss(ids, ids).backward()
+AdamW(model).step(1e-4, max_norm=1.0)
+"""
+
+
+def _python(code: str, **environment: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment},
+                   stderr=subprocess.DEVNULL)
+
+
+def measure(table: Table) -> None:
+    """Whole processes, so interpreter start is part of each number."""
+    table.title("from process start")
+    times = interleaved({"tinyft": lambda: _python("import tinyft"),
+                         "numpy_and_numba": lambda: _python("import numpy, numba"),
+                         "all_dependencies": lambda: _python("import numpy, numba, tiktoken, safetensors.numpy")})
+    table.add("import", "s", **times)
+    with tempfile.TemporaryDirectory() as cache:
+        begin = time.perf_counter()
+        _python(FIRST_STEP, TINYFT_CACHE=cache)
+        cold = time.perf_counter() - begin
+        warm = interleaved({"warm": lambda: _python(FIRST_STEP, TINYFT_CACHE=cache)})["warm"]
+    table.add("first training step, kernels compiled", "s", cold=cold, warm=warm)

@@ -1,0 +1,44 @@
+"""Fair timing: the candidates take turns in one run, so that a slow spell of the machine hits all of them."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+    """Median seconds of each call, after a warm-up; rounds go on for `seconds`, 5 at least and 200 at most."""
+    for call in candidates.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 5 or (time.perf_counter() < end and rounds < 200):
+        for name, call in candidates.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+        rounds += 1
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+class Table:
+    """Rows of (what, unit, numbers by column), printed as they come and kept for --json."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def title(self, text: str) -> None:
+        """Start a new part."""
+        print(f"\n{text}", flush=True)
+
+    def add(self, what: str, unit: str, **numbers: float | None) -> None:
+        """One row; tinyft's own number first, then what it is to be compared with."""
+        self.rows.append({"what": what, "unit": unit, **numbers})
+        cells = "".join(f"  {name} {_short(value):>6}" for name, value in numbers.items() if value is not None)
+        print(f"  {what:38}{unit:>9}{cells}", flush=True)
+
+
+def _short(value: float) -> str:
+    if value == 0:
+        return "0"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
