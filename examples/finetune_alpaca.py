@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from tinyft import InstructionSet, Settings, cli, fit, load_model_and_tokenizer, read_entries, split
-from tinyft.evaluate import compare_by_family, score_table, side_by_side
 from tinyft.files import make_writable_folder, write_json
 from tinyft.generate import reply
 from tinyft.gpt2 import SIZES
 from tinyft.instructions import PROMPT_STYLES, show_mask
 from tinyft.memory import peak_megabytes
+from tinyft.scoring import compare_by_family, score_table, side_by_side
 
 try:
     from tqdm import tqdm
@@ -107,10 +107,7 @@ def choose_output(options) -> Path:
         stem = options.data.stem if options.data else "tiny-world"
         candidates = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
         return make_writable_folder(next(path for path in candidates if not path.exists()))
-    if (options.output_dir / "metrics.jsonl").exists() and not (options.resume or options.overwrite):
-        raise ValueError(f"--output-dir {options.output_dir} holds a run; go on with it (--resume), "
-                         "replace it (--overwrite), or choose another folder")
-    return make_writable_folder(options.output_dir)
+    return cli.claim_output(options.output_dir, options.resume, options.overwrite)
 
 
 def read_data(options, rng):
@@ -164,8 +161,8 @@ def main() -> None:
     training_set = InstructionSet(training, tokenizer, **style)
     validation_set = InstructionSet(validation, tokenizer, **style)
     if not len(training_set):
-        raise ValueError(f"{options.data}: no entry to train on; {len(training_set.dropped)} of {len(training)} have "
-                         f"an empty reply, or a prompt of {style['max_length']} tokens or more")
+        raise ValueError(f"{options.data or DATA}: no entry to train on; {len(training_set.dropped)} of {len(training)} training entries "
+                         f"have an empty reply, or a prompt of more than {style['max_length']} tokens")
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -175,8 +172,8 @@ def main() -> None:
     learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
     tests = {title: entries for title, entries in tests.items() if entries}
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
-    print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate, "
-          + ", ".join(f"{len(entries)} {title}" for title, entries in tests.items()))
+    print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
+          + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
     for name, data in (("training", training_set), ("validation", validation_set)):
         if data.dropped:
             print(f"          {len(data.dropped)} {name} entries left out: empty reply, or prompt longer than "
@@ -194,7 +191,8 @@ def main() -> None:
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
                         patience=options.patience)
-    sample_entry = (validation or training)[0]
+    sample_set, sample_entries = ((validation_set, validation) if len(validation_set) else (training_set, training))
+    sample_entry = next(entry for i, entry in enumerate(sample_entries) if i not in sample_set.dropped)
 
     def show_sample(report) -> None:
         answer = reply(model, tokenizer, PROMPT_STYLES[options.prompt_style](sample_entry), max_new_tokens=40)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyft import GPT2, GPT2Config, Settings, cli, fit, load_tokenizer, reply
-from tinyft.files import make_writable_folder, read_text
+from tinyft.files import read_text
 
 EXAMPLES = """\
   python examples/make_corpus.py --output corpus.txt --megabytes 60
@@ -33,8 +33,7 @@ class TextSet:
             rng.shuffle(starts)
         # A last, smaller batch is left out, so that all epochs have the same number.
         count = max(1, (len(self.ids) // self.context - 2) // batch_size)
-        return [batch for batch in np.split(starts, range(batch_size, count * batch_size, batch_size))[:count]
-                if len(batch)]
+        return [starts[i : i + batch_size] for i in range(0, count * batch_size, batch_size) if i < len(starts)]
 
     def collate(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (B, context); the targets are the inputs one to the left."""
@@ -45,7 +44,7 @@ class TextSet:
 def encode_documents(text: str, tokenizer) -> np.ndarray:
     """All documents one after the other, an end-of-text behind each."""
     ids: list[int] = []
-    for document in text.split("\n\n"):
+    for document in text.replace("\r\n", "\n").split("\n\n"):
         if document.strip():
             ids += tokenizer.encode_ordinary(document.strip())
             ids.append(tokenizer.eot_token)
@@ -60,6 +59,7 @@ def parse_arguments():
     add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="folder with vocab.json and merges.txt")
     add("--output-dir", type=Path, default=Path("runs/base"), metavar="FOLDER", help="where the run goes")
     add("--resume", action="store_true", help="go on with an interrupted run in --output-dir")
+    add("--overwrite", action="store_true", help="replace the run in --output-dir")
     add("--n-layer", type=cli.positive_int, default=6, metavar="N", help="blocks")
     add("--n-head", type=cli.positive_int, default=7, metavar="N", help="heads of each attention")
     add("--n-embd", type=cli.positive_int, default=224, metavar="N", help="channels")
@@ -78,7 +78,7 @@ def main() -> None:
     """Read, encode, train."""
     options = parse_arguments()
     threads = cli.use_threads(options.threads)
-    make_writable_folder(options.output_dir)
+    cli.claim_output(options.output_dir, options.resume, options.overwrite)
     if not options.corpus.is_file():
         raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")
     tokenizer = load_tokenizer(options.tokenizer)

@@ -8,7 +8,7 @@ Reading order:
   nn.py, gpt2.py   layers, and GPT-2 made of them
   tokenizer.py, instructions.py   from a file of instructions to batches with masks
   optim.py, train.py              AdamW and the training loop
-  generate.py, evaluate.py        replies, and how good they are
+  generate.py, scoring.py         replies, and how good they are
   checkpoint.py, files.py         model folders that other tools read
   fit.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
   cli.py           what the scripts in examples/ share

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import tiktoken
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .files import make_writable_folder, read_json, replacing, write_json
+from .files import make_writable_folder, read_json, replacing, to_json
 from .gpt2 import GPT2, GPT2Config
 from .optim import AdamW
-from .tokenizer import load_tokenizer, save_tokenizer
+from .tokenizer import load_tokenizer, tokenizer_files
 from .train import Progress
 
 STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -23,43 +24,46 @@ SAVE_DTYPES = {"float32": np.float32, "float16": np.float16}
 # ---- reading
 
 
-def _refuse_what_is_no_safetensors(path: Path) -> None:
-    """Say what a file is that carries the name but not the format."""
+def _what_it_is(path: Path) -> str:
+    """Name a file that carries the name of safetensors but not the format, and the remedy."""
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the weights; run 'git lfs pull' in that folder")
+        return "it is a git-lfs pointer, not the weights; run 'git lfs pull' in that folder"
     if start[:1] == b"<":
-        raise ValueError(f"{path} is an HTML page, not the weights; the download failed, fetch the file again")
+        return "it is an HTML page, not the weights; the download failed, fetch the file again"
     if start.startswith((b"PK", b"\x80")):
-        raise ValueError(f"{path} is a PyTorch pickle, not safetensors; save it with transformers' "
-                         "save_pretrained(folder, safe_serialization=True)")
+        return ("it is a PyTorch pickle, not safetensors; load it in transformers and save it with "
+                "save_pretrained(folder, safe_serialization=True)")
+    return "it is not a whole safetensors file; copy or download it again"
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file by name, as views of the mapped file; bfloat16 becomes float32.
 
-    float32 and float16 arrays are copy-on-write: changing one changes memory, never the file. Tensors of
-    other types (GPT-2's boolean masks) are left out. ValueError if the file is not what it says it is.
+    float32 and float16 arrays are copy-on-write: changing one changes memory, never the file. GPT-2's boolean
+    masks are left out. ValueError if the file is not what it says it is.
     """
     path = Path(path)
     try:
-        _refuse_what_is_no_safetensors(path)
         with safe_open(path, framework="numpy"):  # checks the header against the file's size
             pass
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {_what_it_is(path)} ({error})") from None
     # The format (huggingface.co/docs/safetensors): 8 bytes length of the header, the header as JSON, the data.
     mapped = np.asarray(np.memmap(path, mode="c"))
     data_start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
     header = json.loads(mapped[8:data_start].tobytes())
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        stored = STORED_AS.get(entry.get("dtype"))
-        if stored is None:
+        if name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
+        stored = STORED_AS.get(entry["dtype"])
+        if stored is None:
+            raise ValueError(f"{path}: tensor '{name}' is {entry['dtype']}, expected one of {', '.join(STORED_AS)}")
         start, end = (data_start + offset for offset in entry["data_offsets"])
         raw = mapped[start:end]
         array = (raw if start % stored().itemsize == 0 else raw.copy()).view(stored).reshape(entry["shape"])
@@ -120,16 +124,20 @@ def load_model(folder: str | os.PathLike) -> GPT2:
         tensors |= {name.removeprefix("transformer."): array for name, array in read_tensors(path).items()}
     model = GPT2(config)
     for name, parameter in model.named_parameters():
-        if name not in tensors:
-            raise ValueError(f"{folder}: tensor '{name}' is missing; config.json says n_layer = {config.n_layer}, "
-                             f"and the weights hold {len(tensors)} tensors")
-        if tensors[name].shape != parameter.shape:
-            raise ValueError(f"{folder}: tensor '{name}' is {tensors[name].shape}, "
+        tensor = tensors.pop(name, None)
+        if tensor is None:
+            raise ValueError(f"{folder}: tensor '{name}' is missing; config.json says n_layer = {config.n_layer}")
+        if tensor.shape != parameter.shape:
+            raise ValueError(f"{folder}: tensor '{name}' is {tensor.shape}, "
                              f"expected {parameter.shape} from config.json")
-        parameter.data = np.asarray(tensors[name], np.float32)
-    head = tensors.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, tensors["wte.weight"]):
+        parameter.data = np.asarray(tensor, np.float32)
+    head = tensors.pop("lm_head.weight", None)
+    if head is not None and not np.array_equal(head, model.wte.weight.data):
         raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, expected GPT-2's tied output layer")
+    surplus = next((name for name in tensors if name.startswith("h.")), None)
+    if surplus is not None:
+        raise ValueError(f"{folder}: tensor '{surplus}' has no place in a model with n_layer = {config.n_layer}, "
+                         "as config.json says; they don't belong together")
     return model
 
 
@@ -158,18 +166,22 @@ def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathL
                dtype: str = "float32") -> None:
     """Write a folder that transformers, llama.cpp's converter and `load_model` read; dtype may be "float16".
 
-    Each file replaces its forerunner only when it is whole; the weights come last.
+    All files are written beside first and take their names together, so that no mix of old and new is left.
     """
+    if dtype not in SAVE_DTYPES:
+        raise ValueError(f"save_model: dtype is {dtype!r}, expected one of {', '.join(SAVE_DTYPES)}")
     folder = make_writable_folder(folder)
-    save_tokenizer(tokenizer, folder)
-    write_json(folder / "config.json", _config_json(model.config, tokenizer.eot_token, dtype))
-    write_json(folder / "generation_config.json", {
-        "bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token,
-    })
+    texts = {
+        **tokenizer_files(tokenizer),
+        "config.json": to_json(_config_json(model.config, tokenizer.eot_token, dtype)),
+        "generation_config.json": to_json({"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}),
+    }
     tensors = {f"transformer.{name}": np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
                for name, parameter in model.named_parameters()}
-    with replacing(folder / "model.safetensors") as beside:
-        save_file(tensors, beside, metadata={"format": "pt"})
+    with ExitStack() as together:
+        for name, text in texts.items():
+            together.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
+        save_file(tensors, together.enter_context(replacing(folder / "model.safetensors")), metadata={"format": "pt"})
 
 
 # ---- the state of a training run
@@ -200,12 +212,16 @@ def load_training_state(path: str | os.PathLike, optimizer: AdamW, settings: dic
         if settings.get(name) != value:
             raise ValueError(f"{path}: the run was started with {name} = {value}, now it is {settings.get(name)}; "
                              "resume with the same, or start anew without --resume")
+    places = {}
     for name, parameter in optimizer.parameters.items():
-        for kind, target in (("weight", parameter.data), ("m", optimizer.m[name]), ("v", optimizer.v[name])):
-            saved = tensors.get(f"{kind}.{name}")
-            if saved is None or saved.shape != target.shape:
-                raise ValueError(f"{path}: '{kind}.{name}' is {None if saved is None else saved.shape}, expected "
-                                 f"{target.shape}; the state belongs to another model")
-            target[...] = saved
+        places |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}
+    for name in sorted(places.keys() | tensors.keys()):
+        saved, place = tensors.get(name), places.get(name)
+        if saved is None or place is None or saved.shape != place.shape:
+            shapes = ["absent" if array is None else array.shape for array in (saved, place)]
+            raise ValueError(f"{path}: '{name}' is {shapes[0]}, expected {shapes[1]}; "
+                             "the state belongs to another model")
+    for name, place in places.items():
+        place[...] = tensors[name]
     optimizer.steps = int(notes["optimizer_steps"])
     return Progress(**json.loads(notes["progress"]))

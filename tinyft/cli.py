@@ -1,10 +1,16 @@
 """What the scripts in examples/ share: options, threads, and errors in one line."""
 
 import argparse
+import math
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
+
+from .files import make_writable_folder
+from .fit import STATE
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,39 +40,46 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         shown = action.help or ""
-        if "default" not in shown and action.default not in (None, False, True, argparse.SUPPRESS, []):
+        silent = any(action.default is value for value in (None, False, True, argparse.SUPPRESS))
+        if "default" not in shown and not silent:
             shown += " (default: %(default)s)"
         return shown
 
 
 def positive_int(text: str) -> int:
     """A whole number of at least 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
-    return int(text)
+    return _whole_number(text, 1)
 
 
 def not_negative_int(text: str) -> int:
     """A whole number of at least 0, for argparse."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 0")
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, lowest: int) -> int:
+    if not text.isdecimal() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {lowest}")
     return int(text)
 
 
 def positive_float(text: str) -> float:
     """A finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
-    return value
+    return _number(text, "above 0", lambda value: value > 0)
 
 
 def not_negative_float(text: str) -> float:
     """A finite number of at least 0, for argparse."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+    return _number(text, "of at least 0", lambda value: value >= 0)
+
+
+def _number(text: str, expected: str, fits: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number {expected}")
+    return value
 
 
 def use_threads(threads: int | None) -> int:
@@ -79,10 +92,24 @@ def use_threads(threads: int | None) -> int:
     return threads or most
 
 
+def claim_output(folder: Path, resume: bool, overwrite: bool) -> Path:
+    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume."""
+    if resume and not (folder / STATE).exists():
+        raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
+                         "run without --resume")
+    if (folder / "metrics.jsonl").exists() and not (resume or overwrite):
+        raise ValueError(f"--output-dir {folder} holds a run; go on with it if it was interrupted (--resume), "
+                         "replace it (--overwrite), or choose another folder")
+    return make_writable_folder(folder)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's main function; what a user can mend ends in one line and exit status 1, not a traceback."""
     try:
         main()
+    except BrokenPipeError:  # the reader of the output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
         if "tinyft_debug" in sys._xoptions:  # python -X tinyft_debug: show the traceback after all
             raise

@@ -36,9 +36,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def to_json(value) -> str:
+    """Readable JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Write readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value))
 
 
 def read_text(path: str | os.PathLike) -> str:

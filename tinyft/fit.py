@@ -49,8 +49,10 @@ def fit(
         if not state.exists():
             raise ValueError(f"{state} is missing, so there is nothing to resume; run without --resume")
         progress = load_training_state(state, optimizer, asdict(settings))
+    else:
+        state.unlink(missing_ok=True)
     saved = time.monotonic()
-    with RunReport(folder, resumed_at=progress.step) as report:
+    with RunReport(folder, progress) as report:
         try:
             for event in train(model, optimizer, training, validation, settings, progress, rng):
                 report.add(event)

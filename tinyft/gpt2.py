@@ -31,10 +31,14 @@ class GPT2Config:
     resid_pdrop: float = 0.0  # dropout on what each half of a block adds
 
     def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not (isinstance(value, int) and value >= 1 or name == "n_inner" and value is None):
                 raise ValueError(f"GPT2Config: {name} is {value!r}, expected a positive integer")
+        for name, low in (("layer_norm_epsilon", 1e-12), ("embd_pdrop", 0.0), ("resid_pdrop", 0.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value < 1:
+                raise ValueError(f"GPT2Config: {name} is {value!r}, expected a number from {low:g} to below 1")
         if self.n_embd % self.n_head:
             raise ValueError(f"GPT2Config: n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
 
@@ -120,6 +124,11 @@ class KVCache:
         return queries
 
 
+def needed_lengths(targets: np.ndarray) -> np.ndarray:
+    """How far each row has to be computed: to its last target that counts. (B, T) -> (B,)"""
+    return np.where(targets != IGNORE, np.arange(1, targets.shape[1] + 1), 0).max(axis=1, initial=0)
+
+
 class GPT2(Module):
     """Token and position embeddings, n_layer blocks, a last norm; the token table is the output layer too."""
 
@@ -178,10 +187,8 @@ class GPT2(Module):
         inputs, targets = np.atleast_2d(inputs), np.atleast_2d(targets)
         if inputs.shape != targets.shape:
             raise ValueError(f"GPT2.loss: inputs are {inputs.shape}, targets {targets.shape}, expected the same")
-        live = targets != IGNORE
-        positions = np.arange(inputs.shape[1])
-        lengths = np.where(live, positions + 1, 0).max(axis=1, initial=0)
-        needed = positions < lengths[:, None]
+        live, lengths = targets != IGNORE, needed_lengths(targets)
+        needed = np.arange(inputs.shape[1]) < lengths[:, None]
         row_starts = np.concatenate([[0], np.cumsum(lengths)])
         hidden = self.hidden(inputs[needed], row_starts, rng, keep=np.flatnonzero(live[needed]))
         return ops.linear_cross_entropy(hidden, self.wte.weight, targets[live], total=total)

@@ -4,6 +4,7 @@ Masks are built by position, beside the ids. They are never found again by looki
 token is the end-of-text token, and that one has to be learned once in every row.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -44,7 +45,11 @@ def read_entries(path: str | os.PathLike) -> list[Entry]:
     if path.suffix.lower() == ".jsonl":
         raw = _read_lines(path)
     else:
-        raw = read_json(path)
+        try:
+            raw = read_json(path)
+        except ValueError as error:
+            hint = "; if every line is an object of its own, name the file .jsonl" * ("Extra data" in str(error))
+            raise ValueError(f"{error}{hint}") from None
     if not isinstance(raw, list):
         raise ValueError(f"{path}: the JSON is {_kind(raw)}, expected a list of objects; "
                          "if every line is an object of its own, name the file .jsonl")
@@ -55,7 +60,7 @@ def read_entries(path: str | os.PathLike) -> list[Entry]:
 
 def _read_lines(path: Path) -> list:
     raw = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines() cuts at more than line ends
         if line.strip():
             try:
                 raw.append(json.loads(line))
@@ -65,7 +70,8 @@ def _read_lines(path: Path) -> list:
 
 
 def _kind(value) -> str:
-    return {dict: "an object", str: "a string", list: "a list"}.get(type(value), f"a {type(value).__name__}")
+    names = {dict: "an object", str: "a string", list: "a list", type(None): "null", bool: "true or false"}
+    return names.get(type(value), "a number")
 
 
 def _entry(item, where: str) -> Entry:
@@ -80,6 +86,11 @@ def _entry(item, where: str) -> Entry:
             value = ""
         if not isinstance(value, str):
             raise ValueError(f"{where}: '{name}' is {_kind(value)}, expected text")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: '{name}' has half of a surrogate pair (\\ud800 to \\udfff) that is no "
+                             "character; remove it") from None
         values[name] = value
     if not values["instruction"].strip():
         raise ValueError(f"{where}: 'instruction' is empty")
@@ -232,9 +243,10 @@ def show_mask(example_inputs: np.ndarray, example_targets: np.ndarray, tokenizer
     ids = [*example_inputs[:1], *np.where(example_targets == IGNORE, np.append(example_inputs[1:], -1),
                                           example_targets)]
     learned = [False, *(example_targets != IGNORE)]
+    shown = [(int(token), green) for token, green in zip(ids, learned, strict=True) if token >= 0]
     pieces = []
-    for token, green in zip(ids, learned, strict=True):
-        if token >= 0:
-            text = tokenizer.decode([int(token)]).replace("\n", "\\n\n")
-            pieces.append(f"\x1b[{32 if green else 90}m{text}\x1b[0m")
+    # Tokens of one colour are decoded together: one character can be spread over several of them.
+    for green, run in itertools.groupby(shown, key=lambda pair: pair[1]):
+        text = tokenizer.decode([token for token, _ in run]).replace("\n", "\\n\n")
+        pieces.append(f"\x1b[{32 if green else 90}m{text}\x1b[0m")
     return "".join(pieces)

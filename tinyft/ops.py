@@ -4,6 +4,8 @@
 of a batch, T positions, N = all positions of all rows, C channels, V vocabulary.
 """
 
+import math
+
 import numpy as np
 from numba import get_num_threads
 
@@ -14,7 +16,7 @@ from .kernels.loss import cross_entropy_in_place
 from .kernels.matmul import matmul as multiply
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
-from .tensor import Tensor, is_recording, op
+from .tensor import Given, Tensor, is_recording, op
 
 IGNORE = -100  # a target that must not be learned
 LOGITS_BYTES = 64 * 1024 * 1024  # room for the logits that `linear_cross_entropy` holds at a time
@@ -35,9 +37,11 @@ def _unbroadcast(dx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 @op
 def add(x, y):
     """x + y, broadcast as in NumPy."""
+    # The shapes alone are named in backward, so that x and y themselves can be freed.
+    x_shape, y_shape = np.shape(x), np.shape(y)
 
     def backward(dout):
-        return _unbroadcast(dout, np.shape(x)), _unbroadcast(dout, np.shape(y))
+        return _unbroadcast(dout, x_shape), _unbroadcast(dout, y_shape)
 
     return x + y, backward
 
@@ -45,9 +49,10 @@ def add(x, y):
 @op
 def sub(x, y):
     """x - y, broadcast as in NumPy."""
+    x_shape, y_shape = np.shape(x), np.shape(y)
 
     def backward(dout):
-        return _unbroadcast(dout, np.shape(x)), _unbroadcast(-dout, np.shape(y))
+        return _unbroadcast(dout, x_shape), _unbroadcast(-dout, y_shape)
 
     return x - y, backward
 
@@ -82,11 +87,12 @@ def neg(x):
 @op
 def pow(x, exponent):
     """x ** exponent for a plain number as exponent."""
-    if isinstance(exponent, np.ndarray) and exponent.ndim:
-        raise TypeError(f"pow: the exponent has shape {exponent.shape}, expected a number")
+    if isinstance(exponent, np.ndarray):
+        raise TypeError(f"pow: the exponent is an array {exponent.shape}, expected a number")
 
     def backward(dout):
-        return dout * exponent * x ** (exponent - 1), None
+        # x**0 is 1 everywhere; the rule would give 0 * inf at x = 0.
+        return (np.zeros_like(x) if exponent == 0 else dout * exponent * x ** (exponent - 1)), None
 
     return x**exponent, backward
 
@@ -123,13 +129,14 @@ def relu(x):
 @op
 def reshape(x, *, shape):
     """The same numbers in another shape."""
-    return x.reshape(shape), lambda dout: dout.reshape(x.shape)
+    before = x.shape
+    return x.reshape(shape), lambda dout: dout.reshape(before)
 
 
 @op
 def transpose(x, *, axes=None):
     """Permute the axes; without `axes`, reverse them."""
-    inverse = None if axes is None else np.argsort(axes)
+    inverse = None if axes is None else np.argsort([axis % x.ndim for axis in axes])
     return x.transpose(axes), lambda dout: dout.transpose(inverse)
 
 
@@ -137,9 +144,10 @@ def transpose(x, *, axes=None):
 def index(x, *, key):
     """x[key] with anything that NumPy takes as an index; an element picked twice gets both gradients."""
     key = key.data if isinstance(key, Tensor) else key
+    shape = x.shape
 
     def backward(dout):
-        dx = np.zeros_like(x)
+        dx = np.zeros(shape, dout.dtype)
         np.add.at(dx, key, dout)
         return dx
 
@@ -149,11 +157,12 @@ def index(x, *, key):
 @op
 def sum(x, *, axis=None, keepdims=False):
     """Sum over one axis, several, or all."""
+    shape = x.shape
 
     def backward(dout):
         if axis is not None and not keepdims:
             dout = np.expand_dims(dout, axis)
-        return np.broadcast_to(dout, x.shape).copy()
+        return np.broadcast_to(dout, shape).copy()
 
     return x.sum(axis=axis, keepdims=keepdims), backward
 
@@ -169,7 +178,7 @@ def mean(x: Tensor, *, axis=None, keepdims=False) -> Tensor:
 
 def _as_rows(x: np.ndarray) -> np.ndarray:
     """(..., C) as contiguous (N, C)."""
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -231,8 +240,8 @@ def softmax(x):
     """exp(x) / sum(exp(x)) over the last axis."""
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x is {x.shape}, expected at least one number on the last axis")
-    out = softmax_forward(_as_rows(x)).reshape(x.shape)
-    return out, lambda dout: softmax_backward(_as_rows(dout), _as_rows(out)).reshape(x.shape)
+    shape, rows = x.shape, softmax_forward(_as_rows(x))
+    return rows.reshape(shape), lambda dout: softmax_backward(_as_rows(dout), rows).reshape(shape)
 
 
 @op
@@ -307,7 +316,7 @@ def causal_attention(qkv, *, n_head, row_starts):
 @op
 def dropout(x, *, p, rng):
     """Zero each number with probability p, scale the others by 1 / (1 - p) so that the mean stays."""
-    kept = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype) / x.dtype.type(1 - p)
+    kept = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(0 if p == 1 else 1 / (1 - p))
     return x * kept, lambda dout: dout * kept
 
 
@@ -351,7 +360,7 @@ def linear_cross_entropy(hidden, weight, targets, *, total=None):
     the gradient of a chunk's logits replaces them, the gradients of hidden and weight are formed on the way
     there, while the chunk is in the cache, and only scaled on the way back.
     """
-    if hidden.shape != (targets.size, weight.shape[1]):
+    if targets.ndim != 1 or hidden.shape != (len(targets), weight.shape[1]):
         raise ValueError(f"linear_cross_entropy: hidden is {hidden.shape}, expected {(targets.size, weight.shape[1])} "
                          f"to match targets {targets.shape} and weight {weight.shape}")
     live = _live_rows("linear_cross_entropy", targets, len(weight))
@@ -378,7 +387,7 @@ def linear_cross_entropy(hidden, weight, targets, *, total=None):
         dhidden[live] = drows * dout
         if dout != 1:
             np.multiply(dweight, dout, out=dweight)
-        return dhidden, dweight, None
+        return dhidden, Given(dweight), None
 
     return weight.dtype.type(loss / total), backward
 
@@ -395,8 +404,13 @@ for name, function in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul
     setattr(Tensor, f"__r{name}__", lambda self, other, function=function: function(other, self))
 Tensor.__neg__, Tensor.__pow__ = _method(neg), _method(pow)
 Tensor.__getitem__ = lambda self, key: index(self, key=key)
-Tensor.reshape = lambda self, *shape: reshape(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
-Tensor.transpose = lambda self, *axes: transpose(self, axes=axes or None)
+def _several(arguments: tuple):
+    """f(1, 2) and f((1, 2)) mean the same."""
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
+
+
+Tensor.reshape = lambda self, *shape: reshape(self, shape=_several(shape))
+Tensor.transpose = lambda self, *axes: transpose(self, axes=_several(axes) or None)
 Tensor.T = property(transpose)
 for function in (sum, mean, exp, log, tanh, relu):
     setattr(Tensor, function.__name__, _method(function))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from .files import replacing
-from .train import Evaluated, Started, Stepped
+from .train import Evaluated, Progress, Started, Stepped
 
 try:
     from tqdm import tqdm
@@ -24,11 +24,15 @@ except ImportError:
 
 
 class RunReport:
-    """Hand it every event of `train`; it shows progress on stderr and keeps metrics.jsonl in `folder`."""
+    """Hand it every event of `train`; it shows progress on stderr and keeps metrics.jsonl in `folder`.
 
-    def __init__(self, folder: str | os.PathLike, *, resumed_at: int = 0):
+    progress: where the run starts; of a resumed run, the earlier events are kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike, progress: Progress):
+        resumed_at = progress.step
         self.path = Path(folder) / "metrics.jsonl"
-        self.events = _events_until(self.path, resumed_at) if resumed_at else []
+        self.events = _events_until(self.path, progress) if resumed_at else []
         self.file = open(self.path, "w", encoding="utf-8")
         for event in self.events:
             self._write(event)
@@ -85,8 +89,8 @@ class RunReport:
         self.say(f"  epoch {event.epoch:5.2f}, step {event.step:5d}: {train_loss}validation {event.loss:.3f}{mark}")
 
 
-def _events_until(path: Path, step: int) -> list[dict]:
-    """The events of an interrupted run, up to the step from which it goes on."""
+def _events_until(path: Path, progress: Progress) -> list[dict]:
+    """The events of an interrupted run, up to the point from which it goes on."""
     if not path.exists():
         return []
     events = []
@@ -95,7 +99,7 @@ def _events_until(path: Path, step: int) -> list[dict]:
             event = json.loads(line)
         except json.JSONDecodeError:  # the last line of a run that was killed
             break
-        if event["step"] <= step:
+        if event["step"] <= (progress.step if event["kind"] == "step" else progress.evaluated_step):
             events.append(event)
     return events
 

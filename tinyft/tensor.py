@@ -24,9 +24,19 @@ import numpy as np
 
 FLOATS = (np.float32, np.float64)
 
-# A gradient is an array, or, where it is as large as the weights and may have to be added to what is
-# already there, a function write(out, accumulate) that fills or increments `out`.
-Gradient = np.ndarray | Callable[[np.ndarray, bool], None] | None
+
+class Given:
+    """A gradient that nobody else holds or ever will: the receiver may add to it in place."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+
+# A gradient is an array. Where it is as large as the weights, which is worth some care, it can also be a
+# function write(out, accumulate) that fills `out` or adds to it, or an array that is Given away.
+Gradient = np.ndarray | Callable[[np.ndarray, bool], None] | Given | None
 
 OPS: dict[str, Callable] = {}  # every declared op by name; the tests ask for a gradient check of each
 
@@ -133,7 +143,8 @@ def _walk_back(last: Node | Tensor, gradient: np.ndarray) -> None:
     A heap ordered by creation is all the sorting it takes, and no recursion: a path from child to parent is
     walked once however many others join it.
     """
-    _accumulate(last, gradient, shared=True)
+    _accumulate(last, gradient)
+    del gradient
     waiting = [(-last.order, last)] if isinstance(last, Node) else []
     seen = {id(last)}
     while waiting:
@@ -143,28 +154,34 @@ def _walk_back(last: Node | Tensor, gradient: np.ndarray) -> None:
                 f"backward: the graph of this '{node.op}' was freed by an earlier backward(); "
                 "compute the forward pass again, or add the losses and call backward() once"
             )
-        dout, gradients = node.grad, node.backward(node.grad)
+        gradients = node.backward(node.grad)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        node.backward, node.grad = None, None
         if len(gradients) != len(node.parents):
             raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for "
                              f"{len(node.parents)} inputs")
+        gradient = None
         for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
             if parent is None or gradient is None:
                 continue
-            if isinstance(gradient, np.ndarray | np.generic) and gradient.shape != parent.shape:
-                raise ValueError(f"{node.op}: gradient of input {i} is {gradient.shape}, "
+            shape = getattr(gradient.array if isinstance(gradient, Given) else gradient, "shape", parent.shape)
+            if shape != parent.shape:
+                raise ValueError(f"{node.op}: gradient of input {i} is {shape}, "
                                  f"expected {parent.shape}, the input's shape")
-            same = any(gradient is other for other in (dout, *gradients[:i]))
-            _accumulate(parent, gradient, shared=same or getattr(gradient, "base", None) is not None)
+            _accumulate(parent, gradient)
             if isinstance(parent, Node) and id(parent) not in seen:
                 seen.add(id(parent))
                 heapq.heappush(waiting, (-parent.order, parent))
-        node.backward, node.parents, node.grad = None, (), None
+        node.parents = ()
+        del gradients, gradient  # or they would live on through the next node's way back
 
 
-def _accumulate(target: Node | Tensor, gradient: Gradient, shared: bool) -> None:
-    """Add a gradient to target.grad, in place only where no one else can see that array."""
-    leaf = isinstance(target, Tensor)
+def _accumulate(target: Node | Tensor, gradient: Gradient) -> None:
+    """Add a gradient to target.grad, in place only where no one else can see that array.
+
+    A first gradient is kept as it is in a node, where it will only be read, and copied in a leaf, whose
+    gradient users may change.
+    """
     if callable(gradient):
         if target.grad is not None and not target.owned:
             target.grad = target.grad.copy()
@@ -173,13 +190,17 @@ def _accumulate(target: Node | Tensor, gradient: Gradient, shared: bool) -> None
             target.grad = np.empty(target.shape, target.dtype)
         gradient(target.grad, not fresh)
         target.owned = True
-    elif target.grad is None:
-        target.grad = np.array(gradient) if shared and leaf else np.asarray(gradient)
-        target.owned = leaf or not shared
+        return
+    given = isinstance(gradient, Given)
+    array = np.asarray(gradient.array if given else gradient, target.dtype)
+    if target.grad is None:
+        copy = isinstance(target, Tensor) and not given
+        target.grad = array.copy() if copy else array
+        target.owned = copy or given
     elif target.owned:
-        target.grad += gradient
+        target.grad += array
     else:
-        target.grad = target.grad + gradient
+        target.grad = target.grad + array
         target.owned = True
 
 

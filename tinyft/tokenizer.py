@@ -1,13 +1,12 @@
 """GPT-2's byte-level BPE through tiktoken, from a model folder and back into one."""
 
+import itertools
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from .files import read_json, write_json, write_text
+from .files import read_json, read_text, to_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, space.
@@ -15,44 +14,58 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 
 def load_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
-    """The tokenizer of a model folder: its vocab.json and merges.txt, or GPT-2's own if it has neither.
+    """The tokenizer of a model folder: vocab.json and merges.txt, or tokenizer.json, or else GPT-2's own.
 
-    ValueError if the files don't belong together, or GPT-2's own cannot be had offline.
+    ValueError if the files are not a byte-level BPE, or GPT-2's own cannot be had offline.
     """
-    vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+    folder = Path(folder)
+    vocab, merges, both = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
     if not vocab.exists() and not merges.exists():
-        return _gpt2_tokenizer(folder)
+        return _from_tokenizer_json(both) if both.exists() else _gpt2_tokenizer(folder)
     for path in (vocab, merges):
         if not path.exists():
             raise ValueError(f"{path} is missing; a tokenizer is vocab.json and merges.txt, both of one model")
-    ids = read_json(vocab)
+    lines = [line for line in read_text(merges).splitlines() if line and not line.startswith("#version")]
+    return _encoding(folder.name, read_json(vocab), [tuple(line.split(" ")) for line in lines],
+                     f"{vocab} and {merges.name}")
+
+
+def _from_tokenizer_json(path: Path) -> tiktoken.Encoding:
+    """The same from the one file that the tokenizers library writes."""
+    content = read_json(path)
+    model = content.get("model", {}) if isinstance(content, dict) else {}
+    if model.get("type") != "BPE":
+        raise ValueError(f"{path}: the tokenizer's type is {model.get('type')!r}, expected 'BPE'")
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    return _encoding(path.parent.name, model["vocab"] | added, merges, str(path))
+
+
+def _encoding(name: str, ids: dict[str, int], merges: list[tuple[str, ...]], where: str) -> tiktoken.Encoding:
+    """A tiktoken Encoding. tiktoken merges in the order of ids, so the merges' results must be in theirs."""
     if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
-        raise ValueError(f"{vocab}: expected an object that gives every token a number")
-    try:
-        with _no_tiktoken_cache():
-            ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocab))
-    except (AssertionError, ValueError, KeyError, IndexError):
-        raise ValueError(f"{merges} and {vocab} don't belong together: tokens must be the 256 bytes in GPT-2's "
-                         "order, then the merges in theirs; take both from the same model") from None
-    special = {END_OF_TEXT: ids.get(END_OF_TEXT, len(ranks))}
-    return tiktoken.Encoding(Path(folder).name or "gpt2", pat_str=PATTERN, mergeable_ranks=ranks,
-                             special_tokens=special)
+        raise ValueError(f"{where}: expected an object that gives every token a number")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
+                         "take both from the same model")
+    symbols = _byte_symbols()
+    results = ["".join(merge) for merge in merges]
+    tokens = [*symbols.values(), *results]
+    missing = next((token for token in tokens if token not in ids), None)
+    order = [ids.get(token, -1) for token in results]
+    if missing is not None or order != sorted(order) or any(len(merge) != 2 for merge in merges):
+        what = f"'{missing}' has no number" if missing is not None else "the merges are not in the order of the ids"
+        raise ValueError(f"{where}: ids and merges don't belong together ({what}); take both from the same model")
+    if END_OF_TEXT not in ids:
+        raise ValueError(f"{where}: {END_OF_TEXT} is missing, expected it as the token that ends a text")
+    byte_of = {symbol: byte for byte, symbol in symbols.items()}
+    ranks = {bytes(byte_of[symbol] for symbol in token): ids[token] for token in tokens}
+    mergeable = set(tokens)
+    special = {token: i for token, i in ids.items() if token not in mergeable}
+    return tiktoken.Encoding(name or "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-@contextmanager
-def _no_tiktoken_cache():
-    """tiktoken caches what it reads by path, local files too, and would never see that one has changed."""
-    name = "TIKTOKEN_CACHE_DIR"
-    before, os.environ[name] = os.environ.get(name), ""
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
-
-
-def _gpt2_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
+def _gpt2_tokenizer(folder: Path) -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # tiktoken hands on whatever its download raised
@@ -71,14 +84,14 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The pair that a token was merged from: merge its bytes by the ranks below its own until two are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         at = min(range(len(pairs)), key=pairs.__getitem__)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]
 
 
-def save_tokenizer(encoding: tiktoken.Encoding, folder: str | os.PathLike) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json, as transformers' GPT-2 tokenizer reads them."""
+def tokenizer_files(encoding: tiktoken.Encoding) -> dict[str, str]:
+    """vocab.json, merges.txt and tokenizer_config.json as text, as transformers' GPT-2 tokenizer reads them."""
     ranks = encoding._mergeable_ranks  # tiktoken has no public way to list its tokens with their ranks
     symbols = _byte_symbols()
 
@@ -87,11 +100,18 @@ def save_tokenizer(encoding: tiktoken.Encoding, folder: str | os.PathLike) -> No
 
     ordered = sorted(ranks, key=ranks.__getitem__)
     merges = [" ".join(map(spell, _last_merge(token, ranks))) for token in ordered if len(token) > 1]
-    folder = Path(folder)
-    write_json(folder / "vocab.json", {spell(token): ranks[token] for token in ordered}
-               | {END_OF_TEXT: encoding.eot_token})
-    write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
-        "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
-    })
+    ids = {spell(token): ranks[token] for token in ordered} | encoding._special_tokens
+    return {
+        "vocab.json": to_json(ids),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges),
+        "tokenizer_config.json": to_json({
+            "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
+            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
+        }),
+    }
+
+
+def save_tokenizer(encoding: tiktoken.Encoding, folder: str | os.PathLike) -> None:
+    """Write the files of `tokenizer_files` into a folder."""
+    for name, text in tokenizer_files(encoding).items():
+        write_text(Path(folder) / name, text)

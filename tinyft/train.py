@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .gpt2 import GPT2
+from .gpt2 import GPT2, needed_lengths
 from .ops import IGNORE
 from .optim import AdamW, cosine_with_warmup
 from .tensor import no_grad
@@ -56,6 +56,8 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
+    evaluated_step: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # of the steps since then
     epoch_rng: dict = field(default_factory=dict)  # the generator before the epoch was shuffled
     now_rng: dict = field(default_factory=dict)  # the generator now
 
@@ -126,7 +128,7 @@ def _learn(model: GPT2, data: TrainingSet, indices: np.ndarray, settings: Settin
         if not math.isfinite(loss):
             break
         part_loss.backward()
-        processed += inputs.size
+        processed += int(needed_lengths(targets).sum())
     return loss, total, processed
 
 
@@ -145,10 +147,28 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
     every = settings.evaluate_every or max(1, steps_per_epoch // 4)
     warmup = max(1, round(settings.warmup * steps))
     yield Started(steps, steps_per_epoch)
+    if progress.now_rng:
+        rng.bit_generator.state = progress.now_rng
+    progress.now_rng = rng.bit_generator.state
     if validation is not None and progress.step == 0:
         loss = evaluate(model, validation, settings.batch_size)
         yield Evaluated(0, 0.0, 0, None, loss, False, False)
-    recent: list[float] = []
+
+    def judgement() -> Evaluated | None:
+        """The evaluation of the step just made, if one is due and not made before an interruption."""
+        due = progress.step % every == 0 or progress.step == steps
+        if validation is None or not due or progress.evaluated_step == progress.step:
+            return None
+        loss = evaluate(model, validation, settings.batch_size)
+        if not math.isfinite(loss) and len(validation.batches(1)):
+            raise TrainingDiverged(f"the validation loss is {loss} after step {progress.step}; "
+                                   "try a lower --learning-rate, or look for odd entries in the data")
+        return _judge(loss, progress.step / steps_per_epoch, settings, progress)
+
+    if event := judgement():
+        yield event
+        if event.stop:
+            return
     while progress.step < steps:
         batches = _epoch_batches(training, settings, progress, rng)
         for indices in batches[progress.step_in_epoch : progress.step_in_epoch + steps - progress.step]:
@@ -167,14 +187,10 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
             progress.step_in_epoch += 1
             progress.tokens += tokens
             progress.now_rng = rng.bit_generator.state
-            recent.append(loss)
-            epoch = progress.step / steps_per_epoch
-            yield Stepped(progress.step, epoch, loss, learning_rate, norm, tokens, processed,
-                          time.perf_counter() - begin)
-            if validation is not None and (progress.step % every == 0 or progress.step == steps):
-                loss = evaluate(model, validation, settings.batch_size)
-                event = _judge(loss, float(np.mean(recent)), epoch, settings, progress)
-                recent = []
+            progress.recent_losses.append(loss)
+            yield Stepped(progress.step, progress.step / steps_per_epoch, loss, learning_rate, norm, tokens,
+                          processed, time.perf_counter() - begin)
+            if event := judgement():
                 yield event
                 if event.stop:
                     return
@@ -189,12 +205,14 @@ def _epoch_batches(training: TrainingSet, settings: Settings, progress: Progress
         batches = training.batches(settings.batch_size, rng)
         rng.bit_generator.state = progress.now_rng
         return batches
-    progress.epoch_rng = progress.now_rng = rng.bit_generator.state
+    progress.epoch_rng = rng.bit_generator.state
     return training.batches(settings.batch_size, rng)
 
 
-def _judge(loss: float, train_loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
+def _judge(loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
     """Compare with the best so far, and decide whether validation has turned."""
+    train_loss = float(np.mean(progress.recent_losses))
+    progress.evaluated_step, progress.recent_losses = progress.step, []
     improved = loss < progress.best_loss
     if improved:
         progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0

@@ -464,7 +464,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
 
     out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of
-    replacing it. bias: (N,), added to every row; not together with accumulate.
+    replacing it. bias: (N,), added to every row; not together with accumulate. ValueError or TypeError says
+    what doesn't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
@@ -473,9 +474,17 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     rows, columns = a.shape[0], b.shape[1]
     if out is None:
         out = np.empty((rows, columns), a.dtype)
-    elif out.shape != (rows, columns) or out.dtype != a.dtype or not out.flags.c_contiguous:
-        raise ValueError(f"matmul: out is {out.shape} {out.dtype}, expected C-contiguous "
+        if accumulate:
+            raise ValueError("matmul: accumulate=True needs out, the array to add to")
+    elif out.shape != (rows, columns) or out.dtype != a.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"matmul: out is {out.shape} {out.dtype}, expected C-contiguous, writable "
                          f"({rows}, {columns}) {a.dtype}")
+    if bias is not None:
+        if accumulate:
+            raise ValueError("matmul: bias and accumulate=True exclude each other; add the bias to out first")
+        if bias.shape != (columns,) or bias.dtype != a.dtype:
+            raise ValueError(f"matmul: bias is {bias.shape} {bias.dtype}, expected ({columns},) {a.dtype}")
+        bias = np.require(bias, requirements=["C", "W", "A"])
     if a.shape[1] == 0 and not accumulate:
         out[...] = 0 if bias is None else bias
     if out.size == 0 or a.shape[1] == 0:

@@ -1,6 +1,5 @@
 """How good are the replies? Side by side for a person, and exact matches by family."""
 
-import string
 import textwrap
 from collections.abc import Sequence
 
@@ -8,12 +7,13 @@ from .instructions import Entry
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no full stop or quotes around: what should not make a reply wrong."""
-    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+    """Lower case, single spaces, no quotes or full stop around: what should not make a reply wrong."""
+    plain = " ".join(text.lower().split())
+    return plain.strip("\"'. ") or plain
 
 
 def exact_match(reply: str, expected: str) -> bool:
-    """Whether a reply says exactly the expected text, up to case, space and outer punctuation."""
+    """Whether a reply says exactly the expected text, up to case, space, outer quotes and full stops."""
     return normalise(reply) == normalise(expected)
 
 

@@ -1,0 +1,73 @@
+"""What all tests share: generators of random numbers, threads put back, fresh interpreters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import tinyft
+from tinyft.tensor import OPS
+
+ROOT = Path(tinyft.__file__).resolve().parent.parent
+
+# The same examples in every run: a red test is red again when somebody looks at it. No deadline: the first
+# call of a kernel may compile it.
+settings.register_profile("tinyft", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("tinyft")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def one_and_two_threads():
+    """f(compute) -> compute() with one thread and with two."""
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("Numba has one thread here")
+    before = numba.get_num_threads()
+
+    def run(compute):
+        results = []
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            results.append(compute())
+        return results
+
+    yield run
+    numba.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _forget_ops_of_tests():
+    """Tests declare ops of their own; the list of tinyft's must not grow by them."""
+    before = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(before)
+
+
+@pytest.fixture
+def run_python():
+    """f(code, **environment) -> a finished fresh interpreter: some settings are read at import only."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+        kept = {name: value for name, value in os.environ.items() if name != "TINYFT_VECTOR_BITS"}
+        paths = [str(ROOT), str(Path(__file__).parent)]
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=900,
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        )
+
+    return run

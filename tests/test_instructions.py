@@ -1,0 +1,387 @@
+"""Instruction data: reading, prompts, tokens, masks, padding, splits."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CONTEXT, END_OF_TEXT, ROOT, TOKENIZER, make_entries, make_set
+
+from tinyft import Entry, collate, read_entries, split
+from tinyft.files import write_json
+from tinyft.instructions import PROMPT_STYLES, Example, encode, show_mask
+
+CHAPTER_7_DATA = ROOT.parent / "shared" / "data" / "instruction-data.json"
+EOT = TOKENIZER.eot_token
+ENTRY = {"instruction": "Name it.", "input": "a cat", "output": "Tom"}
+
+
+# ---- collate
+
+
+def chapter_7_collate(items, prompt_lengths, pad, max_length=None, mask_prompt=False):
+    """Chapter 7's custom_collate_fn in plain lists, except that padding is known by its position."""
+    longest = max(len(item) + 1 for item in items)
+    all_inputs, all_targets = [], []
+    for item, prompt_length in zip(items, prompt_lengths, strict=True):
+        padded = list(item) + [pad]
+        padded += [pad] * (longest - len(padded))
+        inputs, targets = padded[:-1], padded[1:]
+        first_pad = len(item) - 1  # where the appended end-of-text stands among the targets
+        for position in range(first_pad + 1, len(targets)):
+            targets[position] = -100
+        if mask_prompt:
+            targets[: prompt_length - 1] = [-100] * (prompt_length - 1)
+        if max_length is not None:
+            inputs, targets = inputs[:max_length], targets[:max_length]
+        all_inputs.append(inputs)
+        all_targets.append(targets)
+    return all_inputs, all_targets
+
+
+@st.composite
+def rows(draw):
+    """Rows of few different ids, so that the end-of-text (0) is often among them."""
+    items = draw(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=5))
+    return items, [draw(st.integers(1, len(item))) for item in items]
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows(), st.none() | st.integers(1, 14), st.booleans())
+def test_collate_is_chapter_7s(rows, max_length, mask_prompt):
+    items, prompt_lengths = rows
+    examples = [Example(np.array(item), n) for item, n in zip(items, prompt_lengths, strict=True)]
+    inputs, targets = collate(examples, 0, max_length=max_length, mask_prompt=mask_prompt)
+    wanted_inputs, wanted_targets = chapter_7_collate(items, prompt_lengths, 0, max_length, mask_prompt)
+    assert inputs.tolist() == wanted_inputs
+    assert targets.tolist() == wanted_targets
+
+
+def test_collate_of_the_books_example():
+    items = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    inputs, targets = collate([Example(np.array(item), 1) for item in items], 50256)
+    assert inputs.tolist() == [[0, 1, 2, 3, 4], [5, 6, 50256, 50256, 50256], [7, 8, 9, 50256, 50256]]
+    assert targets.tolist() == [[1, 2, 3, 4, 50256], [6, 50256, -100, -100, -100], [8, 9, 50256, -100, -100]]
+
+
+def test_end_of_text_within_a_reply_is_learned():
+    _, targets = collate([Example(np.array([1, 2, 9, 3, 9]), 2), Example(np.arange(1, 8), 2)], 9, mask_prompt=True)
+    assert targets[0].tolist() == [-100, 9, 3, 9, 9, -100, -100]
+
+
+def test_collate_does_not_change_its_examples():
+    example = Example(np.array([1, 2, 3]), 2)
+    inputs, targets = collate([example], 9, mask_prompt=True)
+    inputs[:], targets[:] = 0, 0
+    assert example.ids.tolist() == [1, 2, 3]
+
+
+# ---- prompts and tokens
+
+PREAMBLE = ("Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n")
+WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
+              "Write a response that appropriately completes the request.\n\n")
+QUESTION, QUESTION_AND_INPUT = "### Instruction:\nName it.", "### Instruction:\nName it.\n\n### Input:\na cat"
+ANSWER = "\n\n### Response:\n"
+
+
+@pytest.mark.parametrize("style, given_input, text", [
+    ("alpaca", "", PREAMBLE + QUESTION + ANSWER),
+    ("alpaca", "a cat", PREAMBLE + QUESTION_AND_INPUT + ANSWER),
+    ("stanford", "", PREAMBLE + QUESTION + ANSWER),
+    ("stanford", "a cat", WITH_INPUT + QUESTION_AND_INPUT + ANSWER),
+    ("phi3", "", "<|user|>\nName it.\n<|assistant|>\n"),
+    ("phi3", "a cat", "<|user|>\nName it.\na cat\n<|assistant|>\n"),
+])
+def test_prompt_text(style, given_input, text):
+    assert PROMPT_STYLES[style](Entry("Name it.", given_input, "Tom")) == text
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_prompt_and_reply_are_encoded_apart(style):
+    entry = Entry("Say", "", " word")
+    example = encode(entry, style, TOKENIZER)
+    prompt = TOKENIZER.encode_ordinary(PROMPT_STYLES[style](entry))
+    assert example.prompt_length == len(prompt)
+    assert example.ids.tolist() == prompt + TOKENIZER.encode_ordinary(" word")
+
+
+def test_reply_does_not_merge_with_the_prompt():
+    entry = Entry("Say", "", "\n\n### two")
+    ids = encode(entry, "alpaca", TOKENIZER)
+    assert TOKENIZER.decode(ids.ids[: ids.prompt_length].tolist()).endswith("### Response:\n")
+    assert TOKENIZER.decode(ids.ids[ids.prompt_length :].tolist()) == "\n\n### two"
+
+
+@pytest.mark.parametrize("entry", [
+    Entry(f"Say {END_OF_TEXT}", "", "a"), Entry("Say", END_OF_TEXT, "a"), Entry("Say", "", f"a{END_OF_TEXT}b"),
+])
+def test_end_of_text_in_an_entry_is_data(entry):
+    example = encode(entry, "alpaca", TOKENIZER)
+    assert EOT not in example.ids
+    assert END_OF_TEXT in TOKENIZER.decode(example.ids.tolist())
+
+
+# ---- reading
+
+
+def write(folder, content, name="data.json"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_read_json_and_jsonl_and_bom(tmp_path):
+    raw = [{**ENTRY, "family": "pets"}, {"instruction": "Größe?", "output": "ä\u2028b"},
+           {"instruction": "x", "input": None, "output": ""}]
+    wanted = [Entry("Name it.", "a cat", "Tom", "pets"), Entry("Größe?", "", "ä\u2028b"), Entry("x", "", "")]
+    text = json.dumps(raw, ensure_ascii=False)
+    assert read_entries(write(tmp_path, text.encode())) == wanted
+    assert read_entries(write(tmp_path, b"\xef\xbb\xbf" + text.encode(), "bom.json")) == wanted
+    lines = "\n\n".join(json.dumps(item) for item in raw) + "\n"
+    assert read_entries(write(tmp_path, b"\xef\xbb\xbf" + lines.encode(), "data.jsonl")) == wanted
+    assert read_entries(str(write(tmp_path, lines.replace("\n", "\r\n").encode(), "windows.JSONL"))) == wanted
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+def test_jsonl_lines_end_only_at_line_feeds(tmp_path, inside):
+    line = json.dumps({"instruction": "x", "output": f"a{inside}b"}, ensure_ascii=False)
+    assert read_entries(write(tmp_path, line.encode(), "data.jsonl")) == [Entry("x", "", f"a{inside}b")]
+
+
+def test_lone_surrogate_is_refused_or_can_be_written_again(tmp_path):
+    path = write(tmp_path, rb'[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": "a\ud83d"}]')
+    try:
+        entries = read_entries(path)
+    except ValueError as error:
+        assert str(path) in str(error) and "entry 1" in str(error)
+    else:
+        write_json(tmp_path / "replies.json", [entry.output for entry in entries])
+
+
+BAD_FILES = {
+    "not JSON": (b'[\n  {"instruction": }]', ["line 2, column 19", "not JSON"]),
+    "cut off": (b'[{"instruction": "x", "output": "y"}', ["line 1, column 37", "not JSON"]),
+    "nothing in it": (b"", ["line 1, column 1", "not JSON"]),
+    "an object": (ENTRY, ["an object", "expected a list of objects", ".jsonl"]),
+    "a string": ("x", ["a string", "expected a list of objects"]),
+    "entry is a string": ([ENTRY, "x"], ["entry 1", "a string", "expected an object", "'instruction'", "'output'"]),
+    "entry is a list": ([ENTRY, ENTRY, []], ["entry 2", "a list", "expected an object"]),
+    "no output": ([ENTRY, {"instruction": "x"}], ["entry 1", "'output' is missing"]),
+    "no instruction": ([{"output": "x"}], ["entry 0", "'instruction' is missing"]),
+    "instruction is a number": ([{**ENTRY, "instruction": 5}], ["entry 0", "'instruction' is", "expected text"]),
+    "instruction is a list": ([{**ENTRY, "instruction": ["x"]}], ["entry 0", "'instruction' is a list",
+                                                                  "expected text"]),
+    "output is null": ([ENTRY, {**ENTRY, "output": None}], ["entry 1", "'output' is", "expected text"]),
+    "input is an object": ([{**ENTRY, "input": {}}], ["entry 0", "'input' is an object", "expected text"]),
+    "empty instruction": ([{**ENTRY, "instruction": " "}], ["entry 0", "'instruction' is empty"]),
+    "not UTF-8": ('[{"instruction": "Gr\xf6\xdfe", "output": "y"}]'.encode("latin-1"),
+                  ["not UTF-8", "byte 20", "0xf6", "save it as UTF-8"]),
+    "UTF-16": (json.dumps([ENTRY]).encode("utf-16"), ["not UTF-8", "save it as UTF-8"]),
+    "empty list": ([], ["no entries"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_file(tmp_path, kind):
+    content, said = BAD_FILES[kind]
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError) as caught:
+        read_entries(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [part for part in [str(path), *said] if part not in message] == [], message
+
+
+def test_bad_jsonl(tmp_path):
+    path = write(tmp_path, b'{"instruction": "x", "output": "y"}\n\n{"instruction"}\n', "data.jsonl")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 3") + ".*not JSON"):
+        read_entries(path)
+    with pytest.raises(ValueError, match="empty.jsonl.*no entries"):
+        read_entries(write(tmp_path, b"\n", "empty.jsonl"))
+
+
+def test_jsonl_under_the_name_json_gets_the_remedy(tmp_path):
+    lines = b'{"instruction": "x", "output": "y"}\n{"instruction": "x", "output": "z"}\n'
+    with pytest.raises(ValueError, match=r"data\.json.*\.jsonl"):
+        read_entries(write(tmp_path, lines))
+
+
+@pytest.mark.parametrize("value", [None, 5])
+def test_kinds_are_not_named_in_python(tmp_path, value):
+    with pytest.raises(ValueError) as caught:
+        read_entries(write(tmp_path, [{**ENTRY, "output": value}]))
+    assert not re.search(r"\b(NoneType|int|float|bool)\b", str(caught.value)), str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json is missing; expected a JSON list"):
+        read_entries(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + " is a folder, expected a JSON or JSONL file"):
+        read_entries(tmp_path)
+
+
+# ---- InstructionSet
+
+
+def test_entries_without_a_target_are_dropped_and_counted():
+    entries = [Entry("a", "", "yes"), Entry("a", "", ""), Entry("a" * 60, "", "yes"), Entry("a", "", " \n"),
+               Entry("b", "", "yes")]
+    data = make_set(entries, max_length=40, mask_prompt=True)
+    assert data.dropped == [1, 2, 3]
+    assert len(data) == 2
+    assert [TOKENIZER.decode(example.ids[example.prompt_length :].tolist()) for example in data.examples] == ["yes"] * 2
+
+
+@pytest.mark.parametrize("room, dropped", [(-1, [0]), (0, []), (1, [])])
+def test_a_kept_entry_has_a_target(room, dropped):
+    entry = Entry("a", "", "yes")
+    length = encode(entry, "phi3", TOKENIZER).prompt_length
+    data = make_set([entry], max_length=length + room, mask_prompt=True)
+    assert data.dropped == dropped
+    if not dropped:
+        inputs, targets = data.collate([0])
+        assert inputs.shape == targets.shape == (1, length + room)
+        assert (targets != -100).sum() == room + 1
+
+
+def test_set_collates_with_its_own_options():
+    data = make_set(make_entries(7), max_length=38, mask_prompt=True)
+    assert len(data) == 7
+    inputs, targets = data.collate(np.array([4, 1, 6]))
+    examples = [data.examples[i] for i in (4, 1, 6)]
+    wanted = chapter_7_collate([e.ids.tolist() for e in examples], [e.prompt_length for e in examples], EOT, 38, True)
+    assert (inputs.tolist(), targets.tolist()) == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 9), st.none() | st.integers(0, 5))
+def test_batches_hold_every_index_once(count, batch_size, seed):
+    data = make_set(make_entries(90)[:count])
+    batches = data.batches(batch_size, None if seed is None else np.random.default_rng(seed))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    assert len(batches) == -(-count // batch_size)
+    assert max(map(len, batches)) <= batch_size
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    if seed is None:
+        assert np.concatenate(batches).tolist() == list(range(count))
+
+
+def test_batches_have_rows_of_similar_length():
+    rng = np.random.default_rng(0)
+    data = make_set([Entry("a", "", "x" * int(n)) for n in rng.integers(1, 60, 512)])
+    lengths = np.array([len(example.ids) for example in data.examples])
+
+    def padding(batches):
+        return sum(len(batch) * lengths[batch].max() - lengths[batch].sum() for batch in batches) / lengths.sum()
+
+    batches = data.batches(8, np.random.default_rng(1))
+    assert padding(batches) < 0.05 < 0.3 < padding(data.batches(8))
+    means = [lengths[batch].mean() for batch in batches]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.5  # but short ones don't all come first
+
+
+def test_batches_depend_on_the_generator_only():
+    data = make_set(make_entries(40))
+
+    def order(rng):
+        return [batch.tolist() for batch in data.batches(4, rng)]
+
+    assert order(np.random.default_rng(5)) == order(np.random.default_rng(5))
+    assert order(np.random.default_rng(5)) != order(np.random.default_rng(6))
+    rng = np.random.default_rng(5)
+    assert order(rng) != order(rng)  # the next epoch
+
+
+# ---- split
+
+
+def test_split_in_file_order():
+    entries = make_entries(100)
+    training, validation, test = split(entries)
+    assert (training, test, validation) == (entries[:85], entries[85:95], entries[95:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 300), st.floats(0.01, 0.99), st.floats(0, 0.99), st.none() | st.integers(0, 9))
+def test_split_is_disjoint_and_complete(count, train, test, seed):
+    entries = [Entry(str(i), "", "") for i in range(count)]
+    rng = None if seed is None else np.random.default_rng(seed)
+    if train + test > 1:
+        with pytest.raises(ValueError, match="add up to at most 1"):
+            split(entries, train=train, test=test, rng=rng)
+        return
+    parts = split(entries, train=train, test=test, rng=rng)
+    assert [len(parts[0]), len(parts[2])] == [int(count * train), int(count * test)]
+    assert sorted(int(entry.instruction) for part in parts for entry in part) == list(range(count))
+
+
+def test_split_by_seed():
+    entries = make_entries(60)
+    first, again, other = (split(entries, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert first != split(entries)
+
+
+@pytest.mark.parametrize("shares", [dict(train=0), dict(train=1.0), dict(test=-0.1), dict(train=0.6, test=0.5),
+                                    dict(train=float("nan"))])
+def test_split_refuses_impossible_shares(shares):
+    with pytest.raises(ValueError, match="split: train = .*expected shares"):
+        split(make_entries(10), **shares)
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_split_takes_shares_that_add_up_to_one(percent):
+    split(make_entries(3), train=percent / 100, test=(100 - percent) / 100)
+
+
+@pytest.mark.skipif(not CHAPTER_7_DATA.exists(), reason="chapter 7's instruction-data.json is not beside the project")
+def test_chapter_7s_data():
+    entries = read_entries(CHAPTER_7_DATA)
+    assert len(entries) == 1100
+    training, validation, test = split(entries)
+    assert (len(training), len(validation), len(test)) == (935, 55, 110)
+    assert training == entries[:935] and test == entries[935:1045] and validation == entries[1045:]
+
+
+# ---- show_mask
+
+PIECE = re.compile(r"\x1b\[(\d+)m(.*?)\x1b\[0m", re.DOTALL)
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+@pytest.mark.parametrize("max_length", [CONTEXT, 35])
+def test_show_mask_colours_exactly_the_learned_tokens(mask_prompt, max_length):
+    entry = Entry("Say word", "", " yes word it is")
+    data = make_set([entry], mask_prompt=mask_prompt, max_length=max_length)
+    inputs, targets = data.collate([0])
+    text = show_mask(inputs[0], targets[0], TOKENIZER)
+    pieces = PIECE.findall(text)
+    assert PIECE.sub("", text) == ""
+    ids = [*data.examples[0].ids.tolist(), EOT][: max_length + 1]
+    prompt_length = data.examples[0].prompt_length if mask_prompt else 1
+    wanted = [(colour, TOKENIZER.decode(part).replace("\n", "\\n\n"))
+              for colour, part in (("90", ids[:prompt_length]), ("32", ids[prompt_length:])) if part]
+    assert pieces == wanted
+
+
+def test_show_mask_of_a_padded_row():
+    data = make_set([Entry("a", "", "yes"), Entry("a", "", "y" * 20)], mask_prompt=True)
+    inputs, targets = data.collate([0, 1])
+    pieces = PIECE.findall(show_mask(inputs[0], targets[0], TOKENIZER))
+    green = [text for colour, text in pieces if colour == "32"]
+    assert green == ["yes" + END_OF_TEXT]
+    assert {colour for colour, _ in pieces} == {"32", "90"}
+
+
+def test_show_mask_keeps_characters_that_several_tokens_share():
+    data = make_set([Entry("ö", "", "猫")], mask_prompt=True)
+    inputs, targets = data.collate([0])
+    text = re.sub(r"\x1b\[\d+m", "", show_mask(inputs[0], targets[0], TOKENIZER))
+    assert "ö" in text and "猫" in text

@@ -1,0 +1,79 @@
+"""What is decided at import: vector width, cache folder, the notice. Each in a fresh interpreter."""
+
+import numba
+import pytest
+
+from tinyft.kernels.jit import REORDER, VECTOR_BYTES
+
+SUM_OF_SQUARES = """
+import numpy as np
+from tinyft.kernels.adamw import sum_of_squares
+print(sum_of_squares(np.arange(4, dtype=np.float32)))
+"""
+NOTICE = "tinyft: compiling kernels"
+
+
+@pytest.mark.parametrize("bits", [512, 256, 128])
+def test_narrower_vectors(run_python, bits):
+    """Tiles, packing and their edges depend on the width, so that each is a program of its own."""
+    if bits > 8 * VECTOR_BYTES:
+        pytest.skip(f"this CPU's vectors have {8 * VECTOR_BYTES} bits")
+    if bits == 8 * VECTOR_BYTES:
+        pytest.skip("the width that all other tests run with")
+    done = run_python(
+        "import reference; from tinyft.kernels.jit import VECTOR_BYTES\n"
+        "reference.check_a_few_shapes(); print(8 * VECTOR_BYTES)",
+        TINYFT_VECTOR_BITS=str(bits),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(bits)]
+
+
+@pytest.mark.parametrize("bits", ["banana", "64", "1024", "", "256.0"])
+def test_bad_vector_width_is_named(run_python, bits):
+    done = run_python("import tinyft.kernels.jit", TINYFT_VECTOR_BITS=bits)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ValueError: TINYFT_VECTOR_BITS is {bits!r}, expected 128, 256 or 512")
+
+
+def test_folder_that_cannot_be_made_is_done_without(run_python, tmp_path):
+    # A file in the place of the folder, since permissions don't bind root.
+    file = tmp_path / "file"
+    file.write_text("")
+    done = run_python(SUM_OF_SQUARES + "import tinyft.kernels.jit as j; print(j.CACHE_FOLDER)", TINYFT_CACHE=str(file))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["14.0", "None"]
+    assert done.stderr.count(NOTICE) == 1 and "no folder to keep them is writable" in done.stderr
+    assert file.read_text() == ""
+
+
+def test_notice_comes_once_and_only_while_compiling(run_python, tmp_path):
+    first, second = (run_python(SUM_OF_SQUARES, TINYFT_CACHE=str(tmp_path)) for _ in range(2))
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "14.0\n"
+    assert first.stderr.count(NOTICE) == 1 and str(tmp_path) in first.stderr
+    assert second.stderr == ""
+
+
+@pytest.mark.parametrize("setting", ["", "elsewhere"])
+def test_users_own_numba_cache_setting_stays(run_python, tmp_path, setting):
+    folder = str(tmp_path / setting) if setting else ""
+    done = run_python(
+        "import numba; before = numba.config.CACHE_DIR\nimport tinyft\nassert numba.config.CACHE_DIR == before\n"
+        "print(before)",
+        **({"NUMBA_CACHE_DIR": folder} if folder else {}),
+    )
+    assert done.returncode == 0, done.stderr
+    if folder:
+        assert done.stdout.strip() == folder
+
+
+def test_cache_setting_is_put_back_here_too():
+    assert "kernels-" not in numba.config.CACHE_DIR
+
+
+def test_reordering_flags_leave_nan_and_inf_alone():
+    """A compiler that may assume there are none doesn't always make use of it, so that results can't tell."""
+    assert not {"nnan", "ninf", "fast"} & REORDER

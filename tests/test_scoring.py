@@ -1,0 +1,53 @@
+"""Exact match by family."""
+
+from __future__ import annotations
+
+import pytest
+
+import tinyft
+from tinyft import Entry
+from tinyft.scoring import by_family, exact_match, normalise
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("Paris", "paris"), ("Paris.", "Paris"), (" the  red\nfox ", "The red fox."), ('"Paris"', "Paris"),
+    ("'Paris'.", "Paris"), ("It's ten o'clock.", "it's ten o'clock"), ("", ""),
+])
+def test_what_does_not_make_a_reply_wrong(reply, expected):
+    assert exact_match(reply, expected) and exact_match(expected, reply)
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("Paris", "London"), ("Paris is it", "Paris"), ("", "Paris"), ("red fox", "redfox"), ("1.5", "15"),
+    ("its", "it's"), ("ä", "a"),
+])
+def test_what_makes_a_reply_wrong(reply, expected):
+    assert not exact_match(reply, expected) and not exact_match(expected, reply)
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("5", "-5"), ("C", "C++"), ("", "?"),
+])
+def test_signs_with_a_meaning_count(reply, expected):
+    assert not exact_match(reply, expected)
+
+
+def test_normalise_is_stable():
+    for text in ("  A b.", '"Hi!"', "x"):
+        assert normalise(normalise(text)) == normalise(text)
+
+
+def test_by_family():
+    entries = [Entry("a", "", "yes", "plural"), Entry("b", "", "no", "capital"), Entry("c", "", "x"),
+               Entry("d", "", "two", "plural")]
+    counts = by_family(entries, ["Yes.", "yes", "x", "three"])
+    assert counts == {"all": (1, 1), "capital": (0, 1), "plural": (1, 2)}
+    assert list(counts) == sorted(counts)
+    assert by_family([], []) == {}
+    with pytest.raises(ValueError):
+        by_family(entries, ["yes"])
+
+
+def test_module_does_not_take_the_place_of_the_function():
+    """`tinyft.evaluate` is the mean loss, also once this module has been imported."""
+    assert callable(tinyft.evaluate)
