@@ -72,7 +72,8 @@ def parse_arguments():
     add("--evaluate-every", type=cli.positive_int, metavar="N", help="steps (default: four times an epoch)")
     add("--patience", type=cli.not_negative_int, default=4, metavar="N",
         help="evaluations without a better validation loss before stopping; 0: never")
-    add("--max-new-tokens", type=cli.positive_int, default=200, metavar="N", help="longest reply")
+    add("--max-new-tokens", type=cli.positive_int, metavar="N",
+        help="longest reply (default: that of the test entries and 16 tokens more)")
     add("--output-dir", type=Path, metavar="FOLDER", help="where the run goes (default: a new one in runs/)")
     add("--resume", action="store_true", help="go on with the interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
@@ -161,8 +162,8 @@ def main() -> None:
     training_set = InstructionSet(training, tokenizer, **style)
     validation_set = InstructionSet(validation, tokenizer, **style)
     if not len(training_set):
-        raise ValueError(f"{options.data or DATA}: no entry to train on; {len(training_set.dropped)} of {len(training)} training entries "
-                         f"have an empty reply, or a prompt of more than {style['max_length']} tokens")
+        raise ValueError(f"{options.data or DATA}: no entry to train on; {len(training_set.dropped)} of "
+                         f"{len(training)} have an empty reply, or a prompt of more than {style['max_length']} tokens")
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -171,6 +172,9 @@ def main() -> None:
     output = choose_output(options)
     learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
     tests = {title: entries for title, entries in tests.items() if entries}
+    if options.max_new_tokens is None:
+        options.max_new_tokens = 16 + max((len(tokenizer.encode_ordinary(entry.output))
+                                           for entries in tests.values() for entry in entries), default=0)
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
           + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))

@@ -31,8 +31,8 @@ from .jit import HOST_FEATURES, VECTOR_BYTES, jit
 TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
 TILE_VECTORS = 2
 
-K_BLOCK = 384  # A panel of B is K_BLOCK x 128 bytes = 48 KB with AVX-512: L1 and a little of L2.
-ROW_BLOCK_BYTES = 384 * 1024  # A block of A: less than half of a 1 MB L2.
+K_BLOCK = 448  # A panel of B is at most K_BLOCK x 128 bytes = 56 KB with AVX-512: L1 and a little of L2.
+ROW_BLOCK_BYTES = 448 * 1024  # A block of A: less than half of a 1 MB L2.
 COLUMN_BLOCK_BYTES = 6 * 1024 * 1024  # The packed panels of B: a part of L3.
 
 
@@ -224,17 +224,51 @@ def _pack_tile_columns(typingctx, source, start, stride, packed, packed_start):
     return types.void(source, types.intp, types.intp, packed, types.intp), codegen
 
 
+def _copy_of(width_in):
+    """Make an intrinsic that copies as many vectors as `width_in(lanes)` numbers take, rounded up."""
+
+    @intrinsic
+    def copy(typingctx, source, start, target, target_start):
+        def codegen(context, builder, signature, args):
+            vectors = Vectors(builder, signature.args[0].dtype)
+            pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+            into = _pointer(context, builder, signature.args[2], args[2], args[3])
+            for first in range(0, width_in(vectors.lanes), vectors.lanes):
+                vectors.store(vectors.load(vectors.at(pointer, first)), vectors.at(into, first))
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, target, types.intp), codegen
+
+    return copy
+
+
+_copy_tile_rows = _copy_of(lambda lanes: TILE_ROWS)
+_copy_tile_columns = _copy_of(lambda lanes: TILE_VECTORS * lanes)
+
+
 @jit
-def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width):
-    """Pack a panel whose `width` numbers for one k lie side by side in memory; zeros fill the rest."""
+def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
+    """Pack panels whose numbers for one k lie side by side in memory; zeros fill the last one.
+
+    k runs outside, so that long stretches of memory are read, not a few numbers from each page. A copy of
+    whole vectors spills over the end of TILE_ROWS numbers; the next k puts that right, and the last k is
+    copied number by number.
+    """
     zero = source.dtype.type(0)
+    whole = width // panel_width
     for k in range(depth):
-        row = source[start + k * stride : start + k * stride + width]
-        target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
-        for i in range(width):
-            target[i] = row[i]
-        for i in range(width, panel_width):
-            target[i] = zero
+        row, target = start + k * stride, packed_start + k * panel_width
+        for panel in range(whole):
+            at, into = row + panel * panel_width, target + panel * panel_stride
+            if panel_width != TILE_ROWS:
+                _copy_tile_columns(source, at, packed, into)
+            elif k < depth - 1:
+                _copy_tile_rows(source, at, packed, into)
+            else:
+                for i in range(panel_width):
+                    packed[into + i] = source[at + i]
+        for i in range(whole * panel_width, (width + panel_width - 1) // panel_width * panel_width):
+            packed[target + whole * panel_stride + i - whole * panel_width] = source[row + i] if i < width else zero
 
 
 @jit
@@ -266,14 +300,13 @@ def pack_rows(source, start, stride, turned, rows, depth, packed, panel_stride):
     A[i, k] is source[start + i * stride + k], or source[start + k * stride + i] if `turned`. `packed` needs
     one vector of slack at its end, see `_pack_block`.
     """
+    if turned:
+        _pack_along(source, start, stride, rows, depth, packed, 0, TILE_ROWS, panel_stride)
+        return
     for panel in range((rows + TILE_ROWS - 1) // TILE_ROWS):
         first = panel * TILE_ROWS
-        width = min(TILE_ROWS, rows - first)
-        if turned:
-            _pack_along(source, start + first, stride, width, depth, packed, panel * panel_stride, TILE_ROWS)
-        else:
-            _pack_across(source, start + first * stride, stride, width, depth, packed, panel * panel_stride,
-                         TILE_ROWS)
+        _pack_across(source, start + first * stride, stride, min(TILE_ROWS, rows - first), depth,
+                     packed, panel * panel_stride, TILE_ROWS)
 
 
 @jit
@@ -283,14 +316,13 @@ def pack_columns(source, start, stride, turned, columns, depth, packed, packed_s
     B[k, j] is source[start + k * stride + j], or source[start + j * stride + k] if `turned`.
     """
     tile_columns = TILE_VECTORS * lanes_of(source)
+    if not turned:
+        _pack_along(source, start, stride, columns, depth, packed, packed_start, tile_columns, panel_stride)
+        return
     for panel in range((columns + tile_columns - 1) // tile_columns):
         first = panel * tile_columns
-        width = min(tile_columns, columns - first)
-        target = packed_start + panel * panel_stride
-        if turned:
-            _pack_across(source, start + first * stride, stride, width, depth, packed, target, tile_columns)
-        else:
-            _pack_along(source, start + first, stride, width, depth, packed, target, tile_columns)
+        _pack_across(source, start + first * stride, stride, min(tile_columns, columns - first), depth,
+                     packed, packed_start + panel * panel_stride, tile_columns)
 
 
 @jit
@@ -346,20 +378,25 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
     row_blocks = max(1, min(row_panels, (row_panels + largest - 1) // largest))
     if row_panels >= threads:
         row_blocks = (row_blocks + threads - 1) // threads * threads
+    k_blocks = (depth + K_BLOCK - 1) // K_BLOCK
     counter = np.zeros(1, np.int64)
 
     for first_column in range(0, columns, column_block):
         wide = min(column_block, columns - first_column)
         panels = (wide + tile_columns - 1) // tile_columns
         groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
-        for first_k in range(0, depth, K_BLOCK):
-            deep = min(K_BLOCK, depth - first_k)
+        shares = threads * max(1, panels // (8 * threads))
+        for k_block in range(k_blocks):
+            first_k = depth * k_block // k_blocks
+            deep = depth * (k_block + 1) // k_blocks - first_k
             panel_size = deep * tile_columns
-            for panel in prange(panels):
-                column = first_column + panel * tile_columns
+            for share in prange(shares):
+                left, right = panels * share // shares, panels * (share + 1) // shares
+                column = first_column + left * tile_columns
                 b_at = column * depth + first_k if b_turned else first_k * columns + column
                 pack_columns(flat_b, b_at, depth if b_turned else columns, b_turned,
-                             min(tile_columns, columns - column), deep, packed_b, panel * panel_size, panel_size)
+                             min((right - left) * tile_columns, first_column + wide - column), deep, packed_b,
+                             left * panel_size, panel_size)
             adding = add or first_k > 0 or bias.size > 0
             counter[0] = 0
             for worker in prange(threads):
