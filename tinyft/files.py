@@ -7,6 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def _umask() -> int:
+    """The permissions that this process withholds from new files; they can only be read by setting them."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the name of `path` once it is safely on disk.
@@ -19,6 +26,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield beside
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())  # some writers make files that only their owner can read
         os.replace(beside, path)
         if os.name == "posix":  # the new name is part of the folder, which is flushed on its own
             folder = os.open(path.parent, os.O_RDONLY)

@@ -19,7 +19,7 @@ from .kernels.softmax import softmax_backward, softmax_forward
 from .tensor import Given, Tensor, is_recording, op
 
 IGNORE = -100  # a target that must not be learned
-LOGITS_BYTES = 64 * 1024 * 1024  # room for the logits that `linear_cross_entropy` holds at a time
+LOGITS_BYTES = 96 * 1024 * 1024  # room for the logits that `linear_cross_entropy` holds at a time
 
 
 def _unbroadcast(dx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
