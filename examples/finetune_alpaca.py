@@ -127,13 +127,13 @@ def read_data(options, rng):
                                   for p in test_paths}
 
 
-def answer_all(model, tokenizer, entries, options, what: str) -> list[str]:
-    """A greedy reply to each entry, an empty one where the prompt is longer than the context; those are counted."""
+def answer_all(model, tokenizer, entries, options, what: str, limit) -> list[str]:
+    """A greedy reply of at most limit(entry) tokens to each; none where the prompt is longer than the context."""
     replies, too_long = [], 0
     for entry in tqdm(entries, desc=what, unit="reply", leave=False, dynamic_ncols=True):
         prompt = PROMPT_STYLES[options.prompt_style](entry)
         if len(tokenizer.encode_ordinary(prompt)) < model.config.n_positions:
-            replies.append(reply(model, tokenizer, prompt, max_new_tokens=options.max_new_tokens))
+            replies.append(reply(model, tokenizer, prompt, max_new_tokens=limit(entry)))
         else:
             too_long += 1
             replies.append("")
@@ -172,9 +172,6 @@ def main() -> None:
     output = choose_output(options)
     learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
     tests = {title: entries for title, entries in tests.items() if entries}
-    if options.max_new_tokens is None:
-        options.max_new_tokens = 16 + max((len(tokenizer.encode_ordinary(entry.output))
-                                           for entries in tests.values() for entry in entries), default=0)
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
           + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
@@ -189,8 +186,14 @@ def main() -> None:
     scored = any(entry.family for entry in shown)
     few = range(0, len(shown), max(1, len(shown) // 5))[:5]
     asked = range(len(shown)) if scored else few  # all replies of the untuned model only where they are counted
-    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], options, "replies before"),
-                      strict=True))
+
+    def expected_tokens(entry) -> int:
+        return len(tokenizer.encode_ordinary(entry.output))
+
+    longest = options.max_new_tokens or 16 + max(map(expected_tokens, shown), default=0)
+    # An untuned model does not stop by itself: what is much longer than the expected reply is wrong anyway.
+    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], options, "replies before",
+                                        lambda entry: min(longest, 16 + expected_tokens(entry))), strict=True))
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
@@ -206,7 +209,7 @@ def main() -> None:
     fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
         resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions")
 
-    after = answer_all(model, tokenizer, shown, options, "replies after")
+    after = answer_all(model, tokenizer, shown, options, "replies after", lambda entry: longest)
     write_json(output / "replies.json", [
         {**{k: v for k, v in asdict(entry).items() if k != "family" or v}, "model_response": answer}
         for entry, answer in zip(shown, after, strict=True)])

@@ -4,20 +4,30 @@ import statistics
 import time
 from collections.abc import Callable
 
+REST = 0.04  # seconds
+
 
 def interleaved(candidates: dict[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
-    """Median seconds of each call, after a warm-up; rounds go on for `seconds`, 5 at least and 200 at most."""
-    for call in candidates.values():
-        call()
+    """Median seconds of each call. The candidates take turns until `seconds` have passed, 4 turns at least.
+
+    A turn is a short rest, one call that isn't counted, and up to 5 that are. Without the rest the threads of
+    the one before, which spin for a while in case more work comes, would take the processor from this one.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 5 or (time.perf_counter() < end and rounds < 200):
+    end = time.perf_counter() + seconds * len(candidates)
+    turns = 0
+    while turns < 4 or (time.perf_counter() < end and turns < 50):
         for name, call in candidates.items():
-            begin = time.perf_counter()
+            time.sleep(REST)
             call()
-            times[name].append(time.perf_counter() - begin)
-        rounds += 1
+            turn_end = time.perf_counter() + 0.2
+            while True:
+                begin = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+                if time.perf_counter() > turn_end or len(times[name]) % 5 == 0:
+                    break
+        turns += 1
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
