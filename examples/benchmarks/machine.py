@@ -6,7 +6,8 @@ from numba import get_num_threads, prange, types
 from numba.extending import intrinsic
 
 from tinyft.kernels.jit import VECTOR_BYTES, jit
-from tinyft.kernels.matmul import TILE_ROWS, TILE_VECTORS, Vectors
+from tinyft.kernels.packing import TILE_ROWS, TILE_VECTORS
+from tinyft.kernels.simd import Vectors
 
 from .timing import Table, interleaved
 

@@ -15,16 +15,9 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
-from .matmul import (
-    TILE_ROWS,
-    TILE_VECTORS,
-    lanes_of,
-    multiply_panels,
-    pack_columns,
-    pack_rows,
-    take_number,
-)
-from .simd import exp
+from .matmul import multiply_panels
+from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
+from .simd import exp, lanes_of, take_number
 
 QUERY_BLOCK = 4 * TILE_ROWS
 

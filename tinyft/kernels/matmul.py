@@ -21,91 +21,15 @@ import threading
 import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import HOST_FEATURES, VECTOR_BYTES, jit
-
-# AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
-# hold the vectors of B and one the number of A that is being used.
-TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
-TILE_VECTORS = 2
+from .jit import VECTOR_BYTES, jit
+from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
+from .simd import Vectors, lanes_of, pointer_to, take_number
 
 K_BLOCK = 448  # A panel of B is at most K_BLOCK x 128 bytes = 56 KB with AVX-512: L1 and a little of L2.
 ROW_BLOCK_BYTES = 448 * 1024  # A block of A: less than half of a 1 MB L2.
 COLUMN_BLOCK_BYTES = 6 * 1024 * 1024  # The packed panels of B: a part of L3.
-
-
-@intrinsic
-def lanes_of(typingctx, array):
-    """Numbers per vector register for the array's type; a constant of the compiled code."""
-    lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
-
-    def codegen(context, builder, signature, args):
-        return ir.Constant(ir.IntType(64), lanes)
-
-    return types.intp(array), codegen
-
-
-def _pointer(context, builder, array_type, array, offset):
-    """The address of element `offset` of a flat array."""
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
-
-
-class Vectors:
-    """Emits loads, stores and arithmetic on whole vectors of one float type."""
-
-    def __init__(self, builder, float_type: types.Float):
-        self.builder = builder
-        self.lanes = VECTOR_BYTES * 8 // float_type.bitwidth
-        self.scalar = ir.FloatType() if float_type.bitwidth == 32 else ir.DoubleType()
-        self.type = ir.VectorType(self.scalar, self.lanes)
-        self.align = float_type.bitwidth // 8
-        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
-        self.undefined = ir.Constant(self.type, ir.Undefined)
-
-    def fma(self, a, b, c):
-        kind = ir.FunctionType(self.type, [self.type] * 3)
-        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), (a, b, c))
-
-    def at(self, pointer, offset: int):
-        return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
-
-    def load(self, pointer):
-        loaded = self.builder.load(self.builder.bitcast(pointer, self.type.as_pointer()))
-        loaded.align = self.align
-        return loaded
-
-    def store(self, value, pointer):
-        self.builder.store(value, self.builder.bitcast(pointer, self.type.as_pointer())).align = self.align
-
-    def shuffle(self, a, b, lanes: list[int]):
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
-        return self.builder.shuffle_vector(a, b, mask)
-
-    def splat(self, pointer):
-        first = self.builder.insert_element(
-            self.undefined, self.builder.load(pointer), ir.Constant(ir.IntType(32), 0)
-        )
-        return self.shuffle(first, self.undefined, [0] * self.lanes)
-
-    def transpose(self, rows: list) -> list:
-        """Turn `lanes` vectors, each a row, into `lanes` vectors, each a column.
-
-        One round for every bit of the index swaps the off-diagonal quarters of each 2 x 2 block of blocks.
-        """
-        width = 1
-        while width < self.lanes:
-            low = [i + (i & width and self.lanes - width) for i in range(self.lanes)]
-            high = [i + width + (i & width and self.lanes - width) for i in range(self.lanes)]
-            turned = list(rows)
-            for i in range(self.lanes):
-                if not i & width:
-                    turned[i] = self.shuffle(rows[i], rows[i + width], low)
-                    turned[i + width] = self.shuffle(rows[i], rows[i + width], high)
-            rows, width = turned, 2 * width
-        return rows
 
 
 @intrinsic
@@ -118,9 +42,9 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
     def codegen(context, builder, signature, args):
         a, a_start, b, b_start, depth, c, c_start, c_stride, add = args
         kinds = signature.args
-        pointer_a = _pointer(context, builder, kinds[0], a, a_start)
-        pointer_b = _pointer(context, builder, kinds[2], b, b_start)
-        pointer_c = _pointer(context, builder, kinds[5], c, c_start)
+        pointer_a = pointer_to(context, builder, kinds[0], a, a_start)
+        pointer_b = pointer_to(context, builder, kinds[2], b, b_start)
+        pointer_c = pointer_to(context, builder, kinds[5], c, c_start)
         vectors = Vectors(builder, kinds[5].dtype)
         index = ir.IntType(64)
         grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
@@ -172,159 +96,6 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
     return types.void(a, types.intp, b, types.intp, types.intp, c, types.intp, types.intp, types.boolean), codegen
 
 
-def _pack_block(rows: int):
-    """Make an intrinsic that packs `rows` rows x one vector of columns, turned by 90 degrees."""
-
-    @intrinsic
-    def pack(typingctx, source, start, stride, packed, packed_start):
-        def codegen(context, builder, signature, args):
-            source, start, stride, packed, packed_start = args
-            vectors = Vectors(builder, signature.args[0].dtype)
-            pointer = _pointer(context, builder, signature.args[0], source, start)
-            target = _pointer(context, builder, signature.args[3], packed, packed_start)
-            groups = []
-            for first in range(0, rows, vectors.lanes):
-                loaded = [
-                    vectors.load(builder.gep(pointer, [builder.mul(stride, ir.Constant(ir.IntType(64), row))]))
-                    if row < rows else vectors.undefined
-                    for row in range(first, first + vectors.lanes)
-                ]
-                groups.append(vectors.transpose(loaded))
-            # Ascending addresses: where rows is no multiple of the vector, a store spills over its end, and
-            # the next store puts right what it overwrote.
-            for k in range(vectors.lanes):
-                for group, turned in enumerate(groups):
-                    vectors.store(turned[k], vectors.at(target, k * rows + group * vectors.lanes))
-            return context.get_dummy_value()
-
-        return types.void(source, types.intp, types.intp, packed, types.intp), codegen
-
-    return pack
-
-
-_pack_tile_rows = _pack_block(TILE_ROWS)
-
-
-@intrinsic
-def _pack_tile_columns(typingctx, source, start, stride, packed, packed_start):
-    """Pack 2 vectors' worth of rows x one vector of columns, turned: for the panels of a transposed B."""
-
-    def codegen(context, builder, signature, args):
-        source, start, stride, packed, packed_start = args
-        vectors = Vectors(builder, signature.args[0].dtype)
-        pointer = _pointer(context, builder, signature.args[0], source, start)
-        target = _pointer(context, builder, signature.args[3], packed, packed_start)
-        for half in range(TILE_VECTORS):
-            rows = [ir.Constant(ir.IntType(64), half * vectors.lanes + row) for row in range(vectors.lanes)]
-            loaded = [vectors.load(builder.gep(pointer, [builder.mul(stride, row)])) for row in rows]
-            for k, turned in enumerate(vectors.transpose(loaded)):
-                vectors.store(turned, vectors.at(target, (k * TILE_VECTORS + half) * vectors.lanes))
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, types.intp, packed, types.intp), codegen
-
-
-def _copy_of(width_in):
-    """Make an intrinsic that copies as many vectors as `width_in(lanes)` numbers take, rounded up."""
-
-    @intrinsic
-    def copy(typingctx, source, start, target, target_start):
-        def codegen(context, builder, signature, args):
-            vectors = Vectors(builder, signature.args[0].dtype)
-            pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-            into = _pointer(context, builder, signature.args[2], args[2], args[3])
-            for first in range(0, width_in(vectors.lanes), vectors.lanes):
-                vectors.store(vectors.load(vectors.at(pointer, first)), vectors.at(into, first))
-            return context.get_dummy_value()
-
-        return types.void(source, types.intp, target, types.intp), codegen
-
-    return copy
-
-
-_copy_tile_rows = _copy_of(lambda lanes: TILE_ROWS)
-_copy_tile_columns = _copy_of(lambda lanes: TILE_VECTORS * lanes)
-
-
-@jit
-def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
-    """Pack panels whose numbers for one k lie side by side in memory; zeros fill the last one.
-
-    k runs outside, so that long stretches of memory are read, not a few numbers from each page. A copy of
-    whole vectors spills over the end of TILE_ROWS numbers; the next k puts that right, and the last k is
-    copied number by number.
-    """
-    zero = source.dtype.type(0)
-    whole = width // panel_width
-    for k in range(depth):
-        row, target = start + k * stride, packed_start + k * panel_width
-        for panel in range(whole):
-            at, into = row + panel * panel_width, target + panel * panel_stride
-            if panel_width != TILE_ROWS:
-                _copy_tile_columns(source, at, packed, into)
-            elif k < depth - 1:
-                _copy_tile_rows(source, at, packed, into)
-            else:
-                for i in range(panel_width):
-                    packed[into + i] = source[at + i]
-        for i in range(whole * panel_width, (width + panel_width - 1) // panel_width * panel_width):
-            packed[target + whole * panel_stride + i - whole * panel_width] = source[row + i] if i < width else zero
-
-
-@jit
-def _pack_across(source, start, stride, width, depth, packed, packed_start, panel_width):
-    """Pack a panel whose `depth` numbers for one row lie side by side in memory; zeros fill the rest."""
-    lanes = lanes_of(source)
-    k = 0
-    if width == panel_width:
-        while k + lanes <= depth:
-            if panel_width == TILE_ROWS:
-                _pack_tile_rows(source, start + k, stride, packed, packed_start + k * panel_width)
-            else:
-                _pack_tile_columns(source, start + k, stride, packed, packed_start + k * panel_width)
-            k += lanes
-    zero = source.dtype.type(0)
-    while k < depth:
-        target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
-        for i in range(width):
-            target[i] = source[start + i * stride + k]
-        for i in range(width, panel_width):
-            target[i] = zero
-        k += 1
-
-
-@jit
-def pack_rows(source, start, stride, turned, rows, depth, packed, panel_stride):
-    """Pack A[rows, depth] into panels of TILE_ROWS rows, `panel_stride` numbers apart.
-
-    A[i, k] is source[start + i * stride + k], or source[start + k * stride + i] if `turned`. `packed` needs
-    one vector of slack at its end, see `_pack_block`.
-    """
-    if turned:
-        _pack_along(source, start, stride, rows, depth, packed, 0, TILE_ROWS, panel_stride)
-        return
-    for panel in range((rows + TILE_ROWS - 1) // TILE_ROWS):
-        first = panel * TILE_ROWS
-        _pack_across(source, start + first * stride, stride, min(TILE_ROWS, rows - first), depth,
-                     packed, panel * panel_stride, TILE_ROWS)
-
-
-@jit
-def pack_columns(source, start, stride, turned, columns, depth, packed, packed_start, panel_stride):
-    """Pack B[depth, columns] into panels one tile wide, `panel_stride` numbers apart.
-
-    B[k, j] is source[start + k * stride + j], or source[start + j * stride + k] if `turned`.
-    """
-    tile_columns = TILE_VECTORS * lanes_of(source)
-    if not turned:
-        _pack_along(source, start, stride, columns, depth, packed, packed_start, tile_columns, panel_stride)
-        return
-    for panel in range((columns + tile_columns - 1) // tile_columns):
-        first = panel * tile_columns
-        _pack_across(source, start + first * stride, stride, min(tile_columns, columns - first), depth,
-                     packed, packed_start + panel * panel_stride, tile_columns)
-
-
 @jit
 def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
                     c, c_start, c_stride, rows, columns, edge, add):
@@ -350,17 +121,6 @@ def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
                 into = c[corner + row * c_stride : corner + row * c_stride + wide]
                 for column in range(wide):
                     into[column] = into[column] + source[column] if add else source[column]
-
-
-@intrinsic
-def take_number(typingctx, counter):
-    """counter[0], counting it up by one in the same instant, so that no two threads get the same number."""
-
-    def codegen(context, builder, signature, args):
-        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(counter), codegen
 
 
 @jit(parallel=True)

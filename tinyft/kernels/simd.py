@@ -1,4 +1,7 @@
-"""Small pieces that make loops vectorise: a fused multiply-add, bits as floats, and a branch-free exp.
+"""Vector registers: code that uses them by name, and small pieces that make plain loops use them.
+
+`Vectors` emits whole-vector loads, multiply-adds and transposes for the intrinsics of `packing` and `matmul`,
+whose registers must not be left to chance. Everywhere else loops are plain, and LLVM vectorises them.
 
 The C library's `exp` is scalar under Numba: a loop that calls it runs one element at a time. `exp` here is
 plain arithmetic without a branch, so LLVM turns a loop over it into vector instructions.
@@ -9,9 +12,93 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .jit import jit
+from .jit import VECTOR_BYTES, jit
+
+
+@intrinsic
+def lanes_of(typingctx, array):
+    """Numbers per vector register for the array's type; a constant of the compiled code."""
+    lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(ir.IntType(64), lanes)
+
+    return types.intp(array), codegen
+
+
+def pointer_to(context, builder, array_type, array, offset):
+    """The address of element `offset` of a flat array."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
+
+
+class Vectors:
+    """Emits loads, stores and arithmetic on whole vectors of one float type."""
+
+    def __init__(self, builder, float_type: types.Float):
+        self.builder = builder
+        self.lanes = VECTOR_BYTES * 8 // float_type.bitwidth
+        self.scalar = ir.FloatType() if float_type.bitwidth == 32 else ir.DoubleType()
+        self.type = ir.VectorType(self.scalar, self.lanes)
+        self.align = float_type.bitwidth // 8
+        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+        self.undefined = ir.Constant(self.type, ir.Undefined)
+
+    def fma(self, a, b, c):
+        kind = ir.FunctionType(self.type, [self.type] * 3)
+        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), (a, b, c))
+
+    def at(self, pointer, offset: int):
+        return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
+
+    def load(self, pointer):
+        loaded = self.builder.load(self.builder.bitcast(pointer, self.type.as_pointer()))
+        loaded.align = self.align
+        return loaded
+
+    def store(self, value, pointer):
+        self.builder.store(value, self.builder.bitcast(pointer, self.type.as_pointer())).align = self.align
+
+    def shuffle(self, a, b, lanes: list[int]):
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def splat(self, pointer):
+        first = self.builder.insert_element(
+            self.undefined, self.builder.load(pointer), ir.Constant(ir.IntType(32), 0)
+        )
+        return self.shuffle(first, self.undefined, [0] * self.lanes)
+
+    def transpose(self, rows: list) -> list:
+        """Turn `lanes` vectors, each a row, into `lanes` vectors, each a column.
+
+        One round for every bit of the index swaps the off-diagonal quarters of each 2 x 2 block of blocks.
+        """
+        width = 1
+        while width < self.lanes:
+            low = [i + (i & width and self.lanes - width) for i in range(self.lanes)]
+            high = [i + width + (i & width and self.lanes - width) for i in range(self.lanes)]
+            turned = list(rows)
+            for i in range(self.lanes):
+                if not i & width:
+                    turned[i] = self.shuffle(rows[i], rows[i + width], low)
+                    turned[i + width] = self.shuffle(rows[i], rows[i + width], high)
+            rows, width = turned, 2 * width
+        return rows
+
+
+@intrinsic
+def take_number(typingctx, counter):
+    """counter[0], counting it up by one in the same instant, so that no two threads get the same number."""
+
+    def codegen(context, builder, signature, args):
+        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), codegen
 
 
 @intrinsic
