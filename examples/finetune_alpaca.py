@@ -78,6 +78,7 @@ def parse_arguments():
     add("--resume", action="store_true", help="go on with the interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
     add("--seed", type=cli.not_negative_int, default=123, metavar="N", help="draws split, order and dropout")
+    parser.add_dtype()
     return parser.parse_args()
 
 
@@ -146,6 +147,7 @@ def main() -> None:
     """Read, show, tune, answer."""
     options = parse_arguments()
     threads = cli.use_threads(options.threads)
+    cli.use_dtype(options.dtype)
     rng = np.random.default_rng(options.seed)
     training, validation, tests = read_data(options, rng)
     folder = find_model(options.model)

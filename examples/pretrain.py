@@ -71,6 +71,7 @@ def parse_arguments():
     add("--evaluate-every", type=cli.positive_int, default=250, metavar="N", help="steps between two evaluations")
     add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="draws weights and order")
     add("--prompt", default="Once upon a time", metavar="TEXT", help="continued at each evaluation")
+    parser.add_dtype()
     return parser.parse_args()
 
 
@@ -78,6 +79,7 @@ def main() -> None:
     """Read, encode, train."""
     options = parse_arguments()
     threads = cli.use_threads(options.threads)
+    cli.use_dtype(options.dtype)
     cli.claim_output(options.output_dir, options.resume, options.overwrite)
     if not options.corpus.is_file():
         raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")

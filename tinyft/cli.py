@@ -11,6 +11,7 @@ import numba
 
 from .files import make_writable_folder
 from .fit import STATE
+from .ops import use_bfloat16
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +22,12 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=_HelpFormatter)
         self.add_argument("--threads", type=positive_int, metavar="N",
                           help=f"CPU threads (default: {numba.config.NUMBA_NUM_THREADS}, all that this machine gives)")
+
+    def add_dtype(self) -> None:
+        """The option --dtype; `use_dtype` carries it out."""
+        self.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                          help="of the factors in matrix products; all else stays float32. bfloat16 is faster and "
+                          "needs a CPU with AVX-512 BF16")
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's, after turning underscores in option names into hyphens."""
@@ -90,6 +97,14 @@ def use_threads(threads: int | None) -> int:
     if threads is not None and threads != most:
         numba.set_num_threads(threads)
     return threads or most
+
+
+def use_dtype(dtype: str) -> None:
+    """Carry out --dtype. ValueError if this CPU has no bfloat16."""
+    try:
+        use_bfloat16(dtype == "bfloat16")
+    except ValueError as error:
+        raise ValueError(f"--dtype {dtype}: {error}") from None
 
 
 def claim_output(folder: Path, resume: bool, overwrite: bool) -> Path:

@@ -12,8 +12,9 @@ from numba import get_num_threads
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward, sum_rows
 from .kernels.gelu import gelu_backward, gelu_forward
+from .kernels.jit import HAS_BFLOAT16
 from .kernels.loss import cross_entropy_in_place
-from .kernels.matmul import matmul as multiply
+from .kernels.matmul import matmul as multiply_arrays
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
 from .tensor import Given, Tensor, is_recording, op
@@ -174,6 +175,24 @@ def mean(x: Tensor, *, axis=None, keepdims=False) -> Tensor:
 
 
 # ---- products
+
+_bfloat16 = False
+
+
+def use_bfloat16(on: bool) -> None:
+    """Round the factors of all float32 products to bfloat16 from now on, or no longer.
+
+    Sums, weights, moments, norms, softmax and loss stay in float32. ValueError where the CPU cannot do it.
+    """
+    global _bfloat16
+    if on and not HAS_BFLOAT16:
+        raise ValueError("bfloat16 products need a CPU with AVX-512 BF16, which this one is not; use float32")
+    _bfloat16 = on
+
+
+def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options) -> np.ndarray:
+    """The kernel's `matmul` of arrays, (M, K) @ (K, N) -> (M, N), in the precision that was asked for."""
+    return multiply_arrays(a, b, out, bfloat16=_bfloat16 and a.dtype == np.float32, **options)
 
 
 def _as_rows(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from numba import get_num_threads
 
 from tinyft import ops
 from tinyft.kernels.adamw import adamw_step
+from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.matmul import matmul
 from tinyft.tensor import Tensor, no_grad
 
@@ -35,6 +36,15 @@ def matmuls(table: Table, machine: dict, torch, rng: np.random.Generator) -> Non
             times = interleaved(candidates)
             speeds = {peer: 2 * a.shape[0] * a.shape[1] * b.shape[1] / t / 1e9 for peer, t in times.items()}
             table.add(f"{name} {case}", "GFLOP/s", **speeds, of_peak=speeds["tinyft"] / machine["peak"])
+            if HAS_BFLOAT16:
+                candidates = {"tinyft_bf16": lambda a=a, b=b, out=out: matmul(a, b, out=out, bfloat16=True)}
+                if torch:
+                    ta, tb = ta.bfloat16(), tb.bfloat16()
+                    to = torch.empty(out.shape, dtype=torch.bfloat16)
+                    candidates["PyTorch_bf16"] = lambda ta=ta, tb=tb, to=to: torch.mm(ta, tb, out=to)
+                times = interleaved(candidates)
+                table.add("  in bfloat16", "GFLOP/s", **{
+                    peer: 2 * a.shape[0] * a.shape[1] * b.shape[1] / t / 1e9 for peer, t in times.items()})
 
 
 def _both_ways(function, *arrays):

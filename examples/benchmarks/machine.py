@@ -29,7 +29,7 @@ def _fma_chains(typingctx, start, rounds):
         k = builder.phi(index)
         k.add_incoming(ir.Constant(index, 0), before)
         sums = [builder.phi(vectors.type) for _ in range(CHAINS)]
-        updated = [vectors.fma(splat, total, splat) for total in sums]
+        updated = [vectors.multiply_add(splat, total, splat) for total in sums]
         following = builder.add(k, ir.Constant(index, 1))
         k.add_incoming(following, loop)
         for total, new in zip(sums, updated, strict=True):

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyft.kernels.jit import HAS_BFLOAT16
+
 from .timing import Table
 
 VOCABULARY = 50257
-PEERS = ("tinyft", "transformers", "transformers_bf16")
+OURS = ("tinyft", "tinyft_bf16") if HAS_BFLOAT16 else ("tinyft",)
+PEERS = ("transformers", "transformers_bf16")
 
 
 def make_batch(masked: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -33,12 +36,14 @@ def make_batch(masked: bool) -> tuple[np.ndarray, np.ndarray]:
     return inputs, targets
 
 
-def tinyft_step():
+def tinyft_step(bfloat16: bool):
     """A function of (inputs, targets) that trains one step and returns seconds by part."""
     from tinyft import GPT2, AdamW, GPT2Config
     from tinyft.memory import keep_freed_memory
+    from tinyft.ops import use_bfloat16
 
     keep_freed_memory()
+    use_bfloat16(bfloat16)
     model = GPT2(GPT2Config(), np.random.default_rng(0))
     optimizer = AdamW(model)
 
@@ -83,7 +88,8 @@ def serve(peer: str) -> None:
     """The process of one peer: for each line read ("full" or "masked") train a step, print its times."""
     from tinyft.memory import peak_megabytes
 
-    step = tinyft_step() if peer == "tinyft" else transformers_step(peer.endswith("bf16"))
+    make = tinyft_step if peer in OURS else transformers_step
+    step = make(peer.endswith("bf16"))
     batches = {"full": make_batch(False), "masked": make_batch(True)}
     print("ready", flush=True)
     for line in sys.stdin:
@@ -115,7 +121,7 @@ class Peer:
 
 def measure(table: Table, with_torch: bool, threads: int, rounds: int = 7) -> None:
     """Medians of several steps, the peers taking turns."""
-    peers = {name: Peer(name, threads) for name in (PEERS if with_torch else PEERS[:1])}
+    peers = {name: Peer(name, threads) for name in (OURS + PEERS if with_torch else OURS)}
     for batch, title in (("full", "prompt learned"), ("masked", "prompt masked")):
         steps: dict[str, list[dict]] = {name: [] for name in peers}
         for round_number in range(rounds + 2):

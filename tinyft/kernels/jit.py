@@ -44,6 +44,7 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
+HAS_BFLOAT16 = VECTOR_BYTES == 64 and "avx512bf16" in HOST_FEATURES  # products of bfloat16 pairs
 
 
 def _fingerprint() -> str:

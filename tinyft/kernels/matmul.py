@@ -23,9 +23,9 @@ from llvmlite import ir
 from numba import get_num_threads, prange, types
 from numba.extending import intrinsic
 
-from .jit import VECTOR_BYTES, jit
+from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import Vectors, lanes_of, pointer_to, take_number
+from .simd import Vectors, lanes_of, numbers_per_item, pointer_to, take_number
 
 K_BLOCK = 448  # A panel of B is at most K_BLOCK x 128 bytes = 56 KB with AVX-512: L1 and a little of L2.
 ROW_BLOCK_BYTES = 448 * 1024  # A block of A: less than half of a 1 MB L2.
@@ -45,7 +45,7 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
         pointer_a = pointer_to(context, builder, kinds[0], a, a_start)
         pointer_b = pointer_to(context, builder, kinds[2], b, b_start)
         pointer_c = pointer_to(context, builder, kinds[5], c, c_start)
-        vectors = Vectors(builder, kinds[5].dtype)
+        vectors, operands = Vectors(builder, kinds[5].dtype), Vectors(builder, kinds[0].dtype)
         index = ir.IntType(64)
         grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
 
@@ -58,13 +58,13 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
         sums = [builder.phi(vectors.type) for _ in grid]
         row_of_a = builder.gep(pointer_a, [builder.mul(k, ir.Constant(index, TILE_ROWS))])
         row_of_b = builder.gep(pointer_b, [builder.mul(k, ir.Constant(index, TILE_VECTORS * vectors.lanes))])
-        loaded_b = [vectors.load(vectors.at(row_of_b, v * vectors.lanes)) for v in range(TILE_VECTORS)]
+        loaded_b = [operands.load(vectors.at(row_of_b, v * vectors.lanes)) for v in range(TILE_VECTORS)]
         updated = []
         for row in range(TILE_ROWS):
-            number = vectors.splat(vectors.at(row_of_a, row))
+            number = operands.splat(vectors.at(row_of_a, row))
             for column in range(TILE_VECTORS):
                 total = sums[row * TILE_VECTORS + column]
-                updated.append(vectors.fma(number, loaded_b[column], total))
+                updated.append(operands.multiply_add(number, loaded_b[column], total))
         following = builder.add(k, ir.Constant(index, 1))
         k.add_incoming(following, loop)
         for total, new in zip(sums, updated, strict=True):
@@ -139,6 +139,7 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
     if row_panels >= threads:
         row_blocks = (row_blocks + threads - 1) // threads * threads
     k_blocks = (depth + K_BLOCK - 1) // K_BLOCK
+    items = numbers_per_item(packed_b)
     counter = np.zeros(1, np.int64)
 
     for first_column in range(0, columns, column_block):
@@ -147,9 +148,11 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
         groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
         shares = threads * max(1, panels // (8 * threads))
         for k_block in range(k_blocks):
-            first_k = depth * k_block // k_blocks
-            deep = depth * (k_block + 1) // k_blocks - first_k
-            panel_size = deep * tile_columns
+            first_k = depth * k_block // k_blocks // items * items
+            next_k = depth if k_block == k_blocks - 1 else depth * (k_block + 1) // k_blocks // items * items
+            deep = next_k - first_k
+            packed_deep = (deep + items - 1) // items
+            panel_size = packed_deep * tile_columns
             for share in prange(shares):
                 left, right = panels * share // shares, panels * (share + 1) // shares
                 column = first_column + left * tile_columns
@@ -171,7 +174,7 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
                     if packed_block != block:
                         a_at = first_k * rows + row if a_turned else row * depth + first_k
                         pack_rows(flat_a, a_at, rows if a_turned else depth, a_turned, high, deep,
-                                  packed_a[worker], deep * TILE_ROWS)
+                                  packed_a[worker], packed_deep * TILE_ROWS)
                         packed_block = block
                     left = panels * group // groups
                     right = panels * (group + 1) // groups
@@ -181,8 +184,8 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
                         start = bias[column : column + across]
                         for i in range(row, row + high):
                             flat_c[i * columns + column : i * columns + column + across] = start
-                    multiply_panels(packed_a[worker], deep * TILE_ROWS, packed_b, left * panel_size, panel_size,
-                                    deep, flat_c, row * columns + column, columns, high, across,
+                    multiply_panels(packed_a[worker], packed_deep * TILE_ROWS, packed_b, left * panel_size, panel_size,
+                                    packed_deep, flat_c, row * columns + column, columns, high, across,
                                     edges[worker], adding)
 
 
@@ -230,18 +233,19 @@ def _multiply_vector(a, b, b_turned, out, width):
 _scratch = threading.local()
 
 
-def _workspace(dtype: np.dtype, threads: int):
+def _workspace(dtype: np.dtype, threads: int, bfloat16: bool):
     """Buffers for packing, kept for the next product: fresh memory costs page faults."""
-    kept = _scratch.__dict__.setdefault((dtype, threads), None)
+    packed = np.dtype(np.uint32) if bfloat16 else dtype
+    kept = _scratch.__dict__.setdefault((packed, threads), None)
     if kept is None:
         lanes = VECTOR_BYTES // dtype.itemsize
         row_panels = max(1, ROW_BLOCK_BYTES // (K_BLOCK * TILE_ROWS * dtype.itemsize))
         kept = (
-            np.empty((threads, row_panels * K_BLOCK * TILE_ROWS + lanes), dtype),
-            np.empty(COLUMN_BLOCK_BYTES // dtype.itemsize, dtype),
+            np.empty((threads, row_panels * K_BLOCK * TILE_ROWS + lanes), packed),
+            np.empty(COLUMN_BLOCK_BYTES // dtype.itemsize, packed),
             np.empty((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
         )
-        _scratch.__dict__[(dtype, threads)] = kept
+        _scratch.__dict__[(packed, threads)] = kept
     return kept
 
 
@@ -257,17 +261,21 @@ def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
-           accumulate: bool = False, bias: np.ndarray | None = None) -> np.ndarray:
+           accumulate: bool = False, bias: np.ndarray | None = None, bfloat16: bool = False) -> np.ndarray:
     """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
 
     out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of
-    replacing it. bias: (N,), added to every row; not together with accumulate. ValueError or TypeError says
-    what doesn't fit.
+    replacing it. bias: (N,), added to every row; not together with accumulate. bfloat16: round the factors
+    to bfloat16, sum in float32; needs float32 arrays and a CPU that can (`jit.HAS_BFLOAT16`). ValueError or
+    TypeError says what doesn't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
     if a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
         raise TypeError(f"matmul: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
+    if bfloat16 and (a.dtype != np.float32 or not HAS_BFLOAT16):
+        raise TypeError(f"matmul: bfloat16 needs float32 arrays, got {a.dtype}, and a CPU with AVX-512 BF16, which "
+                        f"this one {'is' if HAS_BFLOAT16 else 'is not'}")
     rows, columns = a.shape[0], b.shape[1]
     if out is None:
         out = np.empty((rows, columns), a.dtype)
@@ -298,5 +306,5 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     if bias is None:
         bias = np.empty(0, a.dtype)
     _multiply(stored_a, a_turned, stored_b, b_turned, out, accumulate, bias,
-              *_workspace(a.dtype, threads), threads)
+              *_workspace(a.dtype, threads, bfloat16), threads)
     return out

@@ -3,6 +3,8 @@
 A PANEL holds a strip of a matrix, k by k: for each k the TILE_ROWS numbers of A, or the two vectors of B, that
 one tile of the result needs. Where they lie side by side in memory they are copied; where k does, squares of
 numbers are turned by 90 degrees in registers on the way. Strips that are narrower are filled up with zeros.
+
+Panels of uint32 hold bfloat16 pairs: numbers of two k at a time, rounded on the way.
 """
 
 from llvmlite import ir
@@ -10,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import HOST_FEATURES, VECTOR_BYTES, jit
-from .simd import Vectors, lanes_of, pointer_to
+from .simd import Vectors, bfloat16_pair, lanes_of, numbers_per_item, pointer_to
 
 # AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
 # hold the vectors of B and one the number of A that is being used.
@@ -39,9 +41,11 @@ def _turn_of(rows_in):
                 groups.append(vectors.transpose(loaded))
             # Ascending addresses: where rows is no multiple of the vector, a store spills over its end, and
             # the next store puts right what it overwrote.
-            for k in range(vectors.lanes):
+            into, pairs = Vectors(builder, signature.args[3].dtype), signature.args[3].dtype == types.uint32
+            for k in range(vectors.lanes // 2 if pairs else vectors.lanes):
                 for group, turned in enumerate(groups):
-                    vectors.store(turned[k], vectors.at(target, k * rows + group * vectors.lanes))
+                    column = vectors.pair(turned[2 * k], turned[2 * k + 1]) if pairs else turned[k]
+                    into.store(column, vectors.at(target, k * rows + group * vectors.lanes))
             return context.get_dummy_value()
 
         return types.void(source, types.intp, types.intp, packed, types.intp), codegen
@@ -82,6 +86,20 @@ def _pack_along(source, start, stride, width, depth, packed, packed_start, panel
     copied number by number.
     """
     zero = source.dtype.type(0)
+    if numbers_per_item(packed) == 2:
+        for k in range(0, depth, 2):
+            row, target = start + k * stride, packed_start + k // 2 * panel_width
+            after = row + stride if k + 1 < depth else row
+            for panel in range((width + panel_width - 1) // panel_width):
+                first = panel * panel_width
+                into = packed[target + panel * panel_stride : target + panel * panel_stride + panel_width]
+                filled = min(panel_width, width - first)
+                even, odd = source[row + first : row + first + filled], source[after + first : after + first + filled]
+                for i in range(filled):
+                    into[i] = bfloat16_pair(even[i], odd[i] if k + 1 < depth else zero)
+                for i in range(filled, panel_width):
+                    into[i] = 0
+        return
     whole = width // panel_width
     for k in range(depth):
         row, target = start + k * stride, packed_start + k * panel_width
@@ -105,12 +123,22 @@ def _pack_across(source, start, stride, width, depth, packed, packed_start, pane
     k = 0
     if width == panel_width:
         while k + lanes <= depth:
+            into = packed_start + k // numbers_per_item(packed) * panel_width
             if panel_width == TILE_ROWS:
-                _turn_tile_rows(source, start + k, stride, packed, packed_start + k * panel_width)
+                _turn_tile_rows(source, start + k, stride, packed, into)
             else:
-                _turn_tile_columns(source, start + k, stride, packed, packed_start + k * panel_width)
+                _turn_tile_columns(source, start + k, stride, packed, into)
             k += lanes
     zero = source.dtype.type(0)
+    if numbers_per_item(packed) == 2:
+        for even in range(k, depth, 2):
+            target = packed[packed_start + even // 2 * panel_width : packed_start + (even // 2 + 1) * panel_width]
+            for i in range(width):
+                at = start + i * stride + even
+                target[i] = bfloat16_pair(source[at], source[at + 1] if even + 1 < depth else zero)
+            for i in range(width, panel_width):
+                target[i] = 0
+        return
     while k < depth:
         target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
         for i in range(width):

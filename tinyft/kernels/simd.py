@@ -19,6 +19,38 @@ from .jit import VECTOR_BYTES, jit
 
 
 @intrinsic
+def numbers_per_item(typingctx, packed):
+    """How many k one item of a packed array holds: 2 for bfloat16 pairs, else 1; a constant."""
+    count = 2 if packed.dtype == types.uint32 else 1
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.intp(packed), codegen
+
+
+@intrinsic
+def bits_of(typingctx, x):
+    """The bits of a float32 as uint32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@jit(inline=True)
+def bfloat16_pair(even, odd):
+    """Two float32 as one pair of bfloat16, each rounded to the nearest, ties to even."""
+    one, half = np.uint32(1), np.uint32(0x7FFF)
+    shift, upper = np.uint32(16), np.uint32(0xFFFF0000)
+    low, high = bits_of(even), bits_of(odd)
+    low += half + ((low >> shift) & one)
+    high += half + ((high >> shift) & one)
+    return (low >> shift) | (high & upper)
+
+
+@intrinsic
 def lanes_of(typingctx, array):
     """Numbers per vector register for the array's type; a constant of the compiled code."""
     lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
@@ -34,22 +66,64 @@ def pointer_to(context, builder, array_type, array, offset):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
 
 
-class Vectors:
-    """Emits loads, stores and arithmetic on whole vectors of one float type."""
+class _Bfloat16(ir.types._BaseFloatType):
+    """LLVM's bfloat, which llvmlite does not have: the upper half of a float32."""
 
-    def __init__(self, builder, float_type: types.Float):
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self):
+        return "bfloat"
+
+    def format_constant(self, value):
+        return str(value)
+
+
+_Bfloat16._create_instance()
+
+
+class Vectors:
+    """Emits loads, stores and arithmetic on whole vectors of float32, float64, or pairs of bfloat16 (uint32).
+
+    A pair has the number of an even k in its lower half and that of the next k in its upper half.
+    """
+
+    SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint32: ir.IntType(32)}
+
+    def __init__(self, builder, number_type: types.Number):
         self.builder = builder
-        self.lanes = VECTOR_BYTES * 8 // float_type.bitwidth
-        self.scalar = ir.FloatType() if float_type.bitwidth == 32 else ir.DoubleType()
+        self.lanes = VECTOR_BYTES * 8 // number_type.bitwidth
+        self.scalar = self.SCALARS[number_type]
         self.type = ir.VectorType(self.scalar, self.lanes)
-        self.align = float_type.bitwidth // 8
-        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+        self.align = number_type.bitwidth // 8
+        self.zero = ir.Constant(self.type, [0] * self.lanes)
         self.undefined = ir.Constant(self.type, ir.Undefined)
 
-    def fma(self, a, b, c):
-        kind = ir.FunctionType(self.type, [self.type] * 3)
-        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), (a, b, c))
+    def multiply_add(self, a, b, c):
+        """a * b + c; for pairs, the sum of both products is added to a float32."""
+        if self.scalar == ir.IntType(32):
+            pairs, sums = ir.VectorType(_Bfloat16(), 2 * self.lanes), ir.VectorType(ir.FloatType(), self.lanes)
+            kind, name = ir.FunctionType(sums, [sums, pairs, pairs]), "llvm.x86.avx512bf16.dpbf16ps.512"
+            arguments = c, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)
+        else:
+            kind, name = ir.FunctionType(self.type, [self.type] * 3), f"llvm.fma.v{self.lanes}f{8 * self.align}"
+            arguments = a, b, c
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def pair(self, even, odd):
+        """Two vectors of float32 as one of bfloat16 pairs, each rounded to the nearest, ties to even."""
+        bits = ir.VectorType(ir.IntType(32), self.lanes)
+
+        def constant(number):
+            return ir.Constant(bits, [number] * self.lanes)
+
+        def rounded(values):
+            number = self.builder.bitcast(values, bits)
+            last = self.builder.and_(self.builder.lshr(number, constant(16)), constant(1))
+            return self.builder.add(self.builder.add(number, last), constant(0x7FFF))
+
+        low = self.builder.lshr(rounded(even), constant(16))
+        return self.builder.or_(low, self.builder.and_(rounded(odd), constant(0xFFFF0000)))
 
     def at(self, pointer, offset: int):
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
