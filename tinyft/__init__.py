@@ -23,8 +23,8 @@ from .checkpoint import (
     save_model,
     save_training_state,
 )
-from .fit import fit
-from .generate import generate, reply, sample, stream_text
+from .fit import fit, forget_state, warm_up
+from .generate import ask, generate, reply, sample, stream_text
 from .gpt2 import GPT2, GPT2Config, KVCache
 from .gradcheck import gradcheck
 from .instructions import Entry, InstructionSet, collate, read_entries, split
@@ -34,8 +34,9 @@ from .tokenizer import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [
-    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "cli",
-    "collate", "cosine_with_warmup", "evaluate", "fit", "generate", "gradcheck", "load_model",
-    "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op", "read_entries", "reply",
-    "sample", "save_model", "save_tokenizer", "save_training_state", "split", "stream_text", "train",
+    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "ask",
+    "cli", "collate", "cosine_with_warmup", "evaluate", "fit", "forget_state", "generate", "gradcheck",
+    "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
+    "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
+    "stream_text", "train", "warm_up",
 ]

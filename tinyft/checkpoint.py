@@ -45,6 +45,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     masks are left out. ValueError if the file is not what it says it is.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a safetensors file")
     try:
         with safe_open(path, framework="numpy"):  # checks the header against the file's size
             pass
@@ -82,7 +84,7 @@ def _weight_files(folder: Path) -> list[Path]:
         content = read_json(index)
         if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
             raise ValueError(f"{index}: 'weight_map' is missing, expected an index of safetensors files")
-        return [folder / name for name in sorted(set(content["weight_map"].values()))]
+        return [folder / str(name) for name in sorted(map(str, set(content["weight_map"].values())))]
     pickles = sorted(folder.glob("*.bin"))
     remedy = (f"; {pickles[0].name} is a PyTorch pickle: load it in transformers and save it with "
               "save_pretrained(folder, safe_serialization=True)" if pickles else "")
@@ -166,7 +168,8 @@ def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathL
                dtype: str = "float32") -> None:
     """Write a folder that transformers, llama.cpp's converter and `load_model` read; dtype may be "float16".
 
-    All files are written beside first and take their names together, so that no mix of old and new is left.
+    All files are written beside first and then take their names, one right after the other: an error while
+    writing leaves the old model whole. Files of an older model that other tools would read instead are removed.
     """
     if dtype not in SAVE_DTYPES:
         raise ValueError(f"save_model: dtype is {dtype!r}, expected one of {', '.join(SAVE_DTYPES)}")
@@ -182,6 +185,8 @@ def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathL
         for name, text in texts.items():
             together.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
         save_file(tensors, together.enter_context(replacing(folder / "model.safetensors")), metadata={"format": "pt"})
+    for stale in ("tokenizer.json", "model.safetensors.index.json"):
+        (folder / stale).unlink(missing_ok=True)
 
 
 # ---- the state of a training run

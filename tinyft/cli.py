@@ -113,8 +113,12 @@ def claim_output(folder: Path, resume: bool, overwrite: bool) -> Path:
         raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
                          "run without --resume")
     if (folder / "metrics.jsonl").exists() and not (resume or overwrite):
-        raise ValueError(f"--output-dir {folder} holds a run; go on with it if it was interrupted (--resume), "
-                         "replace it (--overwrite), or choose another folder")
+        go_on = "go on with it (--resume), " if (folder / STATE).exists() else ""
+        raise ValueError(f"--output-dir {folder} holds a run; {go_on}replace it (--overwrite), "
+                         "or choose another folder")
+    if overwrite and not resume:  # or the new run's files would stand beside the old one's
+        for name in ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATE, "model/model.safetensors"):
+            (folder / name).unlink(missing_ok=True)
     return make_writable_folder(folder)
 
 
@@ -125,6 +129,8 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of the output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError:
+        sys.exit("error: not enough memory; try a smaller --micro-batch-size or --max-length, or a smaller model")
     except (ValueError, RuntimeError, OSError) as error:
         if "tinyft_debug" in sys._xoptions:  # python -X tinyft_debug: show the traceback after all
             raise

@@ -68,6 +68,8 @@ def read_json(path: str | os.PathLike):
     text = read_text(path)
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: JSON that is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
 

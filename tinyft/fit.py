@@ -1,8 +1,11 @@
 """A whole training run: the loop of `train`, with its report, checkpoints, and the best weights at the end."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,13 +14,26 @@ import tiktoken
 
 from .checkpoint import load_model, load_training_state, save_model, save_training_state
 from .files import make_writable_folder
-from .gpt2 import GPT2
+from .generate import generate
+from .gpt2 import GPT2, GPT2Config
 from .memory import keep_freed_memory
 from .optim import AdamW
 from .report import RunReport, plot_losses
 from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, train
 
 STATE = "training_state.safetensors"
+
+
+def warm_up() -> None:
+    """Compile what training and generation need, or load it, before there is a clock or a progress bar to spoil.
+
+    Shapes don't matter to compiled code, so that the smallest model does.
+    """
+    model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
+    ids = np.arange(8).reshape(2, 4)
+    model.loss(ids, ids).backward()
+    AdamW(model).step(1e-3, max_norm=1.0)
+    list(generate(model, ids[0], max_new_tokens=2))
 
 
 def fit(
@@ -30,29 +46,32 @@ def fit(
     folder: str | os.PathLike,
     *,
     resume: bool = False,
+    identity: dict | None = None,
     state_minutes: float = 10.0,
-    keep_state: bool = False,
     on_evaluation: Callable[[RunReport], None] | None = None,
     title: str = "",
 ) -> list[dict]:
     """Train and leave the best weights in `model` and in folder/model; returns all events.
 
-    folder also gets metrics.jsonl, loss.png, and every `state_minutes` the state from which `resume` goes on
-    after an interruption. At the end that state is deleted, unless keep_state. on_evaluation: called after
-    each evaluation, to show a sample reply, say.
+    folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every `state_minutes`,
+    at Ctrl-C and at the end. Whoever is done with the run deletes it with `forget_state`. identity: what else,
+    besides the settings, a resumed run must have in common with the one it goes on with (data, seed, ...).
+    on_evaluation: called after each evaluation, to show a sample reply, say.
     """
     folder = make_writable_folder(folder)
+    make_writable_folder(folder / "model")
     keep_freed_memory()
     optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
     progress, state = Progress(), folder / STATE
+    same = asdict(settings) | (identity or {})
+    if resume and not state.exists():
+        raise ValueError(f"{state} is missing, so there is nothing to resume; run without --resume")
     if resume:
-        if not state.exists():
-            raise ValueError(f"{state} is missing, so there is nothing to resume; run without --resume")
-        progress = load_training_state(state, optimizer, asdict(settings))
+        progress = load_training_state(state, optimizer, same)
     else:
-        state.unlink(missing_ok=True)
+        forget_state(folder)
     saved = time.monotonic()
-    with RunReport(folder, progress) as report:
+    with RunReport(folder, progress) as report, _delayed_interrupt() as interrupted:
         try:
             for event in train(model, optimizer, training, validation, settings, progress, rng):
                 report.add(event)
@@ -62,32 +81,64 @@ def fit(
                     on_evaluation(report)
                 if isinstance(event, Evaluated) and event.stop:
                     report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
-                if time.monotonic() - saved > 60 * state_minutes:
-                    save_training_state(state, optimizer, progress, asdict(settings))
+                if interrupted() or time.monotonic() - saved > 60 * state_minutes:
+                    save_training_state(state, optimizer, progress, same)
                     saved = time.monotonic()
-        except KeyboardInterrupt:
-            # An interrupt can fall into the middle of an optimizer step; only what was saved between two is whole.
-            report.say(f"interrupted; --resume goes on from {state}" if state.exists()
-                       else "interrupted before the first state was saved")
-            raise
+                if interrupted():
+                    report.say(f"interrupted; the state is in {state}: the same command with --resume goes on")
+                    raise KeyboardInterrupt
         except TrainingDiverged as error:
-            kept = f"the best weights so far are in {folder / 'model'}" if progress.best_step else "nothing was saved"
-            raise TrainingDiverged(f"{error}; {kept}") from None
-        events = report.events
-    if keep_state:
-        save_training_state(state, optimizer, progress, asdict(settings))
-    else:
-        state.unlink(missing_ok=True)
-    _use_best(model, tokenizer, progress, folder)
-    plot_losses(events, folder / "loss.png", title)
-    return events
+            _plot(report, folder, title)
+            raise TrainingDiverged(f"{error}; the best weights so far are in {folder / 'model'}") from None
+        save_training_state(state, optimizer, progress, same)
+        _use_best(model, tokenizer, validation, progress, report, folder)
+        _plot(report, folder, title)
+        return report.events
 
 
-def _use_best(model: GPT2, tokenizer: tiktoken.Encoding, progress: Progress, folder: Path) -> None:
-    """Put the best weights into the model; without any evaluation the last ones are the best there are."""
-    if progress.best_step == 0:
+def forget_state(folder: str | os.PathLike) -> None:
+    """Delete the state of a run that is done with: it is three times as large as the model."""
+    (Path(folder) / STATE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _delayed_interrupt():
+    """Within the block the first Ctrl-C is only noted, so that a step is not cut in two; the second one acts.
+
+    Gives a function that says whether there was one.
+    """
+    noted = []
+
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plot(report: RunReport, folder: Path, title: str) -> None:
+    """Draw the losses; a run is not lost for the want of a picture."""
+    try:
+        plot_losses(report.events, folder / "loss.png", title)
+    except OSError as error:
+        report.say(f"no plot: {error}")
+
+
+def _use_best(model: GPT2, tokenizer: tiktoken.Encoding, validation: TrainingSet | None, progress: Progress,
+              report: RunReport, folder: Path) -> None:
+    """Put the best weights into the model; without validation the last ones are the best there are."""
+    if validation is None:
         save_model(model, tokenizer, folder / "model")
     elif progress.best_step != progress.step:
         best = dict(load_model(folder / "model").named_parameters())
         for name, parameter in model.named_parameters():
             parameter.data = best[name].data
+        if progress.best_step == 0:
+            report.say("nothing was better than the untuned model; its weights are kept")

@@ -8,6 +8,7 @@ import numpy as np
 import tiktoken
 
 from .gpt2 import GPT2, KVCache
+from .instructions import PROMPT_STYLES, Entry
 
 
 def sample(logits: np.ndarray, *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
@@ -23,11 +24,13 @@ def sample(logits: np.ndarray, *, temperature: float = 0.0, top_k: int | None = 
         raise ValueError(f"sample: top_k is {top_k}, expected at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"sample: top_p is {top_p}, expected a share above 0 and at most 1")
+    if not np.isfinite(logits.max(initial=-np.inf)):
+        raise ValueError("sample: the logits are not finite numbers; are the model's weights?")
     if temperature == 0:
         return int(np.argmax(logits))
     if rng is None:
         raise ValueError("sample: a temperature above 0 needs a random generator (rng)")
-    scaled = logits.astype(np.float64) / temperature
+    scaled = (logits.astype(np.float64) - logits.max()) / temperature
     order = np.argsort(-scaled, kind="stable")[:top_k]
     probabilities = np.exp(scaled[order] - scaled[order[0]])
     probabilities /= probabilities.sum()
@@ -40,7 +43,7 @@ def sample(logits: np.ndarray, *, temperature: float = 0.0, top_k: int | None = 
 
 def generate(model: GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200, stop: int | None = None,
              **sampling) -> Iterator[int]:
-    """Yield the tokens that follow a prompt, each as soon as it is chosen.
+    """The tokens that follow a prompt, each as soon as it is chosen.
 
     Ends before the token `stop`, after max_new_tokens, or where the context is full. sampling: as for
     `sample`. ValueError if the prompt is empty or leaves no room.
@@ -51,6 +54,10 @@ def generate(model: GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200, s
         raise ValueError(f"generate: the prompt has {len(prompt)} tokens, expected 1 to "
                          f"{model.config.n_positions - 1} for this model's context of "
                          f"{model.config.n_positions}; shorten it")
+    return _continue(model, prompt, max_new_tokens, stop, sampling)
+
+
+def _continue(model: GPT2, prompt: np.ndarray, max_new_tokens: int, stop: int | None, sampling: dict) -> Iterator[int]:
     cache = KVCache(model.config, model.wte.weight.dtype)
     logits = model.prefill(prompt, cache)
     for count in range(1, max_new_tokens + 1):
@@ -80,3 +87,9 @@ def reply(model: GPT2, tokenizer: tiktoken.Encoding, prompt: str, **options) -> 
     """The whole reply to a prompt as text, without surrounding space; options as for `generate`."""
     tokens = generate(model, tokenizer.encode_ordinary(prompt), stop=tokenizer.eot_token, **options)
     return "".join(stream_text(tokens, tokenizer)).strip()
+
+
+def ask(model: GPT2, tokenizer: tiktoken.Encoding, instruction: str, input: str = "", *,
+        prompt_style: str = "alpaca", **options) -> str:
+    """The reply to an instruction, in the form that the model was tuned on; options as for `generate`."""
+    return reply(model, tokenizer, PROMPT_STYLES[prompt_style](Entry(instruction, input, "")), **options)

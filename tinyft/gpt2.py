@@ -147,7 +147,8 @@ class GPT2(Module):
         for block in self.h:
             block.drop.p = p
 
-    def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng=None, attend=None, keep=None) -> Tensor:
+    def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng: np.random.Generator | None = None,
+               attend: Callable[[int, Tensor], Tensor] | None = None, keep: np.ndarray | None = None) -> Tensor:
         """What the model knows after each token: ids (N,), row_starts (B+1,) -> (N, C).
 
         rng: turns dropout on. attend(layer, qkv): replaces attention within the rows. keep (K,): indices of
@@ -156,7 +157,7 @@ class GPT2(Module):
         longest = int(np.diff(row_starts).max(initial=0))
         if longest > self.config.n_positions:
             raise ValueError(f"GPT2: a row has {longest} tokens, expected at most n_positions = "
-                             f"{self.config.n_positions}; cut it (--max-length) or use a model with more")
+                             f"{self.config.n_positions}; cut it or use a model with more")
         positions = np.arange(len(ids)) - np.repeat(row_starts[:-1], np.diff(row_starts))
         return self._run(ids, positions, attend or self._within_rows(row_starts), rng, keep)
 
@@ -170,14 +171,15 @@ class GPT2(Module):
             x = block(x, lambda qkv, layer=layer: attend(layer, qkv), rng, keep if last else None)
         return self.ln_f(x)
 
-    def __call__(self, ids: np.ndarray, rng=None) -> Tensor:
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""
         ids = np.atleast_2d(ids)
         row_starts = np.arange(0, ids.size + 1, max(1, ids.shape[1]))
         hidden = self.hidden(ids.reshape(-1), row_starts, rng)
         return ops.matmul(hidden, ops.transpose(self.wte.weight)).reshape(*ids.shape, self.config.vocab_size)
 
-    def loss(self, inputs: np.ndarray, targets: np.ndarray, total: int | None = None, rng=None) -> Tensor:
+    def loss(self, inputs: np.ndarray, targets: np.ndarray, total: int | None = None,
+             rng: np.random.Generator | None = None) -> Tensor:
         """Cross-entropy per target: inputs (B, T), targets (B, T) with -100 where nothing is learned -> ().
 
         What stands after a row's last target cannot touch the loss, since no token sees the future: it is

@@ -4,6 +4,7 @@ Masks are built by position, beside the ids. They are never found again by looki
 token is the end-of-text token, and that one has to be learned once in every row.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -182,23 +183,31 @@ def collate(examples: Sequence[Example], end_of_text: int, *, max_length: int | 
 class InstructionSet:
     """Encoded entries, and how to make batches of them.
 
-    Entries without any target are left out: an empty reply, or a prompt that fills max_length by itself.
-    `dropped` lists their indices, for a report.
+    Entries that leave nothing of a reply to learn are left out: an empty reply, or a prompt longer than
+    max_length. `dropped` lists their indices, and `cut` counts the replies that lose their end, for a report.
     """
 
     def __init__(self, entries: Sequence[Entry], tokenizer: tiktoken.Encoding, *, prompt_style: str = "alpaca",
                  mask_prompt: bool = False, max_length: int):
         self.end_of_text, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
-        self.examples, self.dropped = [], []
+        self.examples, self.dropped, self.cut = [], [], 0
         for i, entry in enumerate(entries):
             example = encode(entry, prompt_style, tokenizer)
             if entry.output.strip() and example.prompt_length <= max_length:
                 self.examples.append(example)
+                self.cut += len(example.ids) > max_length
             else:
                 self.dropped.append(i)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def fingerprint(self) -> str:
+        """A short hash of all that is learned, to tell whether two sets are the same."""
+        digest = hashlib.sha256(f"{self.mask_prompt} {self.max_length} {self.end_of_text}".encode())
+        for example in self.examples:
+            digest.update(example.ids.tobytes() + bytes(example.prompt_length))
+        return digest.hexdigest()[:16]
 
     def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
         """Indices of each batch of one epoch; shuffled if there is an rng, else in order.
@@ -230,8 +239,9 @@ def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,
 
     With an rng shuffled; without, in the order of the file: training, test, validation, as in chapter 7.
     """
-    if not (0 < train < 1 and 0 <= test < 1 and train + test <= 1):
-        raise ValueError(f"split: train = {train} and test = {test}, expected shares that add up to at most 1")
+    if not (0 < train <= 1 and 0 <= test < 1 and train + test <= 1):
+        raise ValueError(f"split: train = {train} and test = {test}, expected shares that add up to at most 1, "
+                         "with something to train on")
     order = np.arange(len(entries)) if rng is None else rng.permutation(len(entries))
     first, second = int(len(entries) * train), int(len(entries) * train) + int(len(entries) * test)
     parts = order[:first], order[second:], order[first:second]

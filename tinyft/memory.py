@@ -1,8 +1,13 @@
 """Keep freed memory for the next step, and measure how much a run took."""
 
 import ctypes
-import resource
+import math
 import sys
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -25,6 +30,8 @@ def keep_freed_memory() -> bool:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has held so far, in MB (10**6 bytes)."""
+    """The most memory that this process has held so far, in MB (10**6 bytes); NaN on Windows."""
+    if resource is None:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -9,7 +9,7 @@ from .tensor import Tensor
 
 
 class Module:
-    """Whatever holds parameters: Tensors with requires_grad, other Modules, or lists of Modules."""
+    """Whatever holds parameters: Tensors with requires_grad, other Modules, or lists of these."""
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """(name, parameter) in the order in which they were set; `h.0.attn.c_attn.weight`, for instance."""
@@ -18,9 +18,12 @@ class Module:
                 yield prefix + name, value
             elif isinstance(value, Module):
                 yield from value.named_parameters(f"{prefix}{name}.")
-            elif isinstance(value, list):
+            elif isinstance(value, list | tuple):
                 for i, item in enumerate(value):
-                    yield from item.named_parameters(f"{prefix}{name}.{i}.")
+                    if isinstance(item, Tensor) and item.requires_grad:
+                        yield f"{prefix}{name}.{i}", item
+                    elif isinstance(item, Module):
+                        yield from item.named_parameters(f"{prefix}{name}.{i}.")
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -144,7 +144,6 @@ def transpose(x, *, axes=None):
 @op
 def index(x, *, key):
     """x[key] with anything that NumPy takes as an index; an element picked twice gets both gradients."""
-    key = key.data if isinstance(key, Tensor) else key
     shape = x.shape
 
     def backward(dout):
@@ -422,7 +421,7 @@ for name, function in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul
     setattr(Tensor, f"__{name}__", _method(function))
     setattr(Tensor, f"__r{name}__", lambda self, other, function=function: function(other, self))
 Tensor.__neg__, Tensor.__pow__ = _method(neg), _method(pow)
-Tensor.__getitem__ = lambda self, key: index(self, key=key)
+Tensor.__getitem__ = lambda self, key: index(self, key=key.data if isinstance(key, Tensor) else key)
 def _several(arguments: tuple):
     """f(1, 2) and f((1, 2)) mean the same."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
@@ -430,6 +429,7 @@ def _several(arguments: tuple):
 
 Tensor.reshape = lambda self, *shape: reshape(self, shape=_several(shape))
 Tensor.transpose = lambda self, *axes: transpose(self, axes=_several(axes) or None)
+
 Tensor.T = property(transpose)
 for function in (sum, mean, exp, log, tanh, relu):
     setattr(Tensor, function.__name__, _method(function))

@@ -16,6 +16,8 @@ class AdamW:
 
     def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1):
         self.parameters = dict(module.named_parameters())
+        for p in self.parameters.values():
+            p.data = np.asarray(p.data, order="C")  # a flat view of anything else would be a copy
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.steps = 0
         self.m = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}

@@ -7,20 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from .files import replacing
+from .files import replacing, write_text
 from .train import Evaluated, Progress, Started, Stepped
 
 try:
     from tqdm import tqdm
 except ImportError:  # only people in front of a screen need it
     tqdm = None
-try:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-except ImportError:
-    pyplot = None
 
 
 class RunReport:
@@ -33,9 +26,8 @@ class RunReport:
         resumed_at = progress.step
         self.path = Path(folder) / "metrics.jsonl"
         self.events = _events_until(self.path, progress) if resumed_at else []
-        self.file = open(self.path, "w", encoding="utf-8")
-        for event in self.events:
-            self._write(event)
+        write_text(self.path, "".join(json.dumps(event) + "\n" for event in self.events))
+        self.file = open(self.path, "a", encoding="utf-8")
         self.start_step = resumed_at
         self.bar = None
         self.validation = math.nan
@@ -106,20 +98,25 @@ def _events_until(path: Path, progress: Progress) -> list[dict]:
 
 def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") -> bool:
     """Training and validation loss against epochs and tokens, as PNG; False without matplotlib."""
-    if pyplot is None:
+    try:  # here, since it takes longer to import than all the rest of tinyft
+        from matplotlib.figure import Figure
+    except ImportError:
         return False
     steps = [event for event in events if event["kind"] == "step"]
     evaluations = [event for event in events if event["kind"] == "evaluation"]
     if not steps:
         return False
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=120)
+    figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="tight")
+    axes = figure.subplots()
     epochs = [event["epoch"] for event in steps]
-    axes.plot(epochs, [event["loss"] for event in steps], color="0.8", linewidth=0.8, label="training, each step")
+    if len(steps) >= 60:
+        axes.plot(epochs, [event["loss"] for event in steps], color="0.8", linewidth=0.8,
+                  label="training, each step")
     axes.plot(epochs, _smooth([event["loss"] for event in steps]), color="tab:blue", label="training")
     if evaluations:
         axes.plot([event["epoch"] for event in evaluations], [event["loss"] for event in evaluations],
                   color="tab:orange", marker="o", markersize=3, label="validation")
-        best = min(evaluations[1:] or evaluations, key=lambda event: event["loss"])
+        best = min(evaluations, key=lambda event: event["loss"])
         axes.annotate(f"best {best['loss']:.3f}", (best["epoch"], best["loss"]), xytext=(0, 12), fontsize=8,
                       textcoords="offset points", ha="center", color="tab:orange")
     axes.set(xlabel="epochs", ylabel="loss (nats per token)", title=title)
@@ -130,10 +127,8 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
                                                    lambda k: k * 1000 / max(tokens_per_epoch, 1e-9)))
     above.set_xlabel("thousand tokens learned", fontsize=8)
     above.tick_params(labelsize=8)
-    figure.tight_layout()
     with replacing(path) as beside:
         figure.savefig(beside, format="png")
-    pyplot.close(figure)
     return True
 
 

@@ -1,5 +1,6 @@
 """How good are the replies? Side by side for a person, and exact matches by family."""
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -27,10 +28,13 @@ def by_family(entries: Sequence[Entry], replies: Sequence[str]) -> dict[str, tup
     return {family: (right, n) for family, (right, n) in sorted(counts.items())}
 
 
-def side_by_side(entries: Sequence[Entry], before: Sequence[str], after: Sequence[str], width: int = 34) -> str:
+def side_by_side(entries: Sequence[Entry], before: Sequence[str], after: Sequence[str],
+                 width: int | None = None) -> str:
     """Instruction, expected reply, reply before and reply after, as four columns of text."""
+    width = width or max(12, (shutil.get_terminal_size((146, 24)).columns - 10) // 4)
+
     def cell(text):
-        return textwrap.wrap(" ".join(text.split()), width)[:6] or [""]
+        return textwrap.wrap(" ".join(text.split()), width, max_lines=6, placeholder=" …") or [""]
 
     lines = []
     for entry, old, new in zip(entries, before, after, strict=True):

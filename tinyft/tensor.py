@@ -11,7 +11,7 @@ gradient of the result into gradients of the inputs.
         return x * y, backward
 
 What `backward` needs it finds in the variables around it; what it doesn't name is freed. It is pure: it
-returns one gradient for each positional input and writes nowhere. Adding up is done here, in one place.
+returns one gradient for each positional input and changes nothing that others see. Adding up is done here.
 """
 
 import functools
@@ -213,6 +213,9 @@ def op(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args, **options) -> Tensor:
+        for option, value in options.items():
+            if isinstance(value, Tensor):
+                raise TypeError(f"{name}: {option} is a Tensor given by name; only positional inputs get gradients")
         arrays = [arg.data if isinstance(arg, Tensor) else arg for arg in args]
         out, backward = function(*arrays, **options)
         out = np.asarray(out)

@@ -33,17 +33,22 @@ def load_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
 def _from_tokenizer_json(path: Path) -> tiktoken.Encoding:
     """The same from the one file that the tokenizers library writes."""
     content = read_json(path)
-    model = content.get("model", {}) if isinstance(content, dict) else {}
-    if model.get("type") != "BPE":
-        raise ValueError(f"{path}: the tokenizer's type is {model.get('type')!r}, expected 'BPE'")
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    return _encoding(path.parent.name, model["vocab"] | added, merges, str(path))
+    try:
+        kind = content["model"]["type"]
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        ids = content["model"]["vocab"] | added
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+                  for merge in content["model"]["merges"]]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: expected a tokenizer of type BPE with vocab and merges") from None
+    if kind != "BPE":
+        raise ValueError(f"{path}: the tokenizer's type is {kind!r}, expected 'BPE'")
+    return _encoding(path.parent.name, ids, merges, str(path))
 
 
 def _encoding(name: str, ids: dict[str, int], merges: list[tuple[str, ...]], where: str) -> tiktoken.Encoding:
     """A tiktoken Encoding. tiktoken merges in the order of ids, so the merges' results must be in theirs."""
-    if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+    if not isinstance(ids, dict) or not all(isinstance(i, int) and i >= 0 for i in ids.values()):
         raise ValueError(f"{where}: expected an object that gives every token a number")
     if len(set(ids.values())) < len(ids):
         raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
@@ -62,6 +67,10 @@ def _encoding(name: str, ids: dict[str, int], merges: list[tuple[str, ...]], whe
     ranks = {bytes(byte_of[symbol] for symbol in token): ids[token] for token in tokens}
     mergeable = set(tokens)
     special = {token: i for token, i in ids.items() if token not in mergeable}
+    unmade = next((token for token in special if not (token.startswith("<") and token.endswith(">"))), None)
+    if unmade is not None:
+        raise ValueError(f"{where}: ids and merges don't belong together (no merge makes '{unmade}'); "
+                         "take both, whole, from the same model")
     return tiktoken.Encoding(name or "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 

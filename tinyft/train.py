@@ -23,9 +23,11 @@ from .tensor import no_grad
 class TrainingSet(Protocol):
     """What can be trained on: `instructions.InstructionSet`, or anything else that makes batches."""
 
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]: ...
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+        """Indices of each batch of one epoch, (batch_size,) or fewer; shuffled if there is an rng."""
 
-    def collate(self, indices) -> tuple[np.ndarray, np.ndarray]: ...
+    def collate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of one batch, (B, T) each, -100 where there is nothing to learn."""
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
-    evaluated_step: int = 0
+    evaluated_step: int = -1
     recent_losses: list[float] = field(default_factory=list)  # of the steps since then
     epoch_rng: dict = field(default_factory=dict)  # the generator before the epoch was shuffled
     now_rng: dict = field(default_factory=dict)  # the generator now
@@ -140,22 +142,22 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
     again, training goes on as if it had not been interrupted. Raises TrainingDiverged before a bad gradient
     can touch the weights.
     """
-    steps_per_epoch = len(training.batches(settings.batch_size))
+    steps_per_epoch = len(training.batches(settings.batch_size, np.random.default_rng(0)))  # whatever the order
     if steps_per_epoch == 0:
         raise ValueError("train: the training set is empty")
     steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
-    every = settings.evaluate_every or max(1, steps_per_epoch // 4)
+    every = settings.evaluate_every or math.ceil(steps_per_epoch / 4)
     warmup = max(1, round(settings.warmup * steps))
     yield Started(steps, steps_per_epoch)
     if progress.now_rng:
         rng.bit_generator.state = progress.now_rng
     progress.now_rng = rng.bit_generator.state
-    if validation is not None and progress.step == 0:
-        loss = evaluate(model, validation, settings.batch_size)
-        yield Evaluated(0, 0.0, 0, None, loss, False, False)
 
     def judgement() -> Evaluated | None:
-        """The evaluation of the step just made, if one is due and not made before an interruption."""
+        """The evaluation of the step just made, if one is due and not made before an interruption.
+
+        Step 0 is the untuned model: what doesn't get better than that is not worth keeping.
+        """
         due = progress.step % every == 0 or progress.step == steps
         if validation is None or not due or progress.evaluated_step == progress.step:
             return None
@@ -167,8 +169,8 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
 
     if event := judgement():
         yield event
-        if event.stop:
-            return
+    if validation is not None and 0 < settings.patience <= progress.evaluations_since_best:
+        return
     while progress.step < steps:
         batches = _epoch_batches(training, settings, progress, rng)
         for indices in batches[progress.step_in_epoch : progress.step_in_epoch + steps - progress.step]:
@@ -194,7 +196,7 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
                 yield event
                 if event.stop:
                     return
-        if progress.step_in_epoch == steps_per_epoch:
+        if progress.step_in_epoch >= steps_per_epoch:
             progress.epoch, progress.step_in_epoch, progress.epoch_rng = progress.epoch + 1, 0, {}
 
 
@@ -211,7 +213,7 @@ def _epoch_batches(training: TrainingSet, settings: Settings, progress: Progress
 
 def _judge(loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
     """Compare with the best so far, and decide whether validation has turned."""
-    train_loss = float(np.mean(progress.recent_losses))
+    train_loss = float(np.mean(progress.recent_losses)) if progress.recent_losses else None
     progress.evaluated_step, progress.recent_losses = progress.step, []
     improved = loss < progress.best_loss
     if improved:
