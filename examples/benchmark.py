@@ -70,7 +70,7 @@ def main() -> None:
     parts, rng, table = options.only or PARTS, np.random.default_rng(0), Table()
     torch = None if options.without_torch else import_torch()
     keep_freed_memory()
-    kernels.threads_in_use(torch)
+    kernels.share_threads(torch)
     print(f"NumPy {np.__version__} with {numpy_kernel()}; PyTorch "
           f"{torch.__version__ if torch else 'is not installed'}; Python {sys.version.split()[0]}")
     limits = machine.measure(table)

@@ -23,7 +23,9 @@ from tinyft import (
     split,
     warm_up,
 )
+from tinyft.checkpoint import check_training_state
 from tinyft.files import make_writable_folder, write_json
+from tinyft.fit import STATE
 from tinyft.generate import reply
 from tinyft.gpt2 import SIZES
 from tinyft.instructions import PROMPT_STYLES, show_mask
@@ -187,6 +189,14 @@ def main() -> None:
         return
     output = choose_output(options)
     learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
+    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
+                        micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
+                        weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
+                        patience=options.patience)
+    identity = {"training data": training_set.fingerprint(), "validation data": validation_set.fingerprint(),
+                "dropout": options.dropout, "seed": options.seed, "dtype": options.dtype}
+    if options.resume:  # refused before any work is done
+        check_training_state(output / STATE, asdict(settings) | identity)
     tests = {title: entries for title, entries in tests.items() if entries}
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
@@ -216,10 +226,6 @@ def main() -> None:
     # An untuned model does not stop by itself: what is much longer than the expected reply is wrong anyway.
     before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], options, "replies before",
                                         lambda entry: min(longest, 16 + expected_tokens(entry))), strict=True))
-    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
-                        micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
-                        weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
-                        patience=options.patience)
     sample_entry = next((entry for entry in [*validation, *training]
                          if len(tokenizer.encode_ordinary(PROMPT_STYLES[options.prompt_style](entry))) < context), None)
 
@@ -231,9 +237,7 @@ def main() -> None:
         report.say(f"    {textwrap.shorten(question, 70)} -> {textwrap.shorten(answer, 70) or '(nothing)'}")
 
     fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
-        resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity={
-            "training data": training_set.fingerprint(), "validation data": validation_set.fingerprint(),
-            "dropout": options.dropout, "seed": options.seed, "dtype": options.dtype})
+        resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity=identity)
 
     after = answer_all(model, tokenizer, shown, options, "replies after", lambda entry: longest)
     write_json(output / "replies.json", [

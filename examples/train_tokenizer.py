@@ -13,18 +13,9 @@ from pathlib import Path
 
 from tiny_world.files import stop, written_whole
 
-END_OF_TEXT = "<|endoftext|>"
+from tinyft.tokenizer import END_OF_TEXT, byte_symbols
+
 BYTES = 256
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable character for each byte, in the order of their ids: printable bytes first.
-
-    The other bytes (controls, space and so on) stand for themselves plus 256 and come last.
-    """
-    printable = [byte for byte in range(BYTES) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(BYTES) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(BYTES + index) for index in range(len(others))]
 
 
 def learn_merges(corpus: Path, wanted: int) -> list[tuple[str, str]]:
@@ -59,7 +50,7 @@ def without_repeats(merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> int:
     """Write vocab.json and merges.txt in GPT-2's order of ids; return the number of ids."""
-    tokens = byte_symbols() + [left + right for left, right in merges] + [END_OF_TEXT]
+    tokens = [*byte_symbols().values()] + [left + right for left, right in merges] + [END_OF_TEXT]
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / "vocab.json") as file:
         json.dump({token: index for index, token in enumerate(tokens)}, file, ensure_ascii=False)

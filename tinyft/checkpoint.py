@@ -203,20 +203,29 @@ def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Pro
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, beside, metadata=notes)
 
 
-def load_training_state(path: str | os.PathLike, optimizer: AdamW, settings: dict) -> Progress:
-    """Put a saved state into the optimizer and its parameters, in place; returns the progress.
-
-    ValueError if it belongs to another model, or was saved by a run with other settings.
-    """
-    tensors = read_tensors(path)
-    with safe_open(path, framework="numpy") as file:
-        notes = file.metadata() or {}
+def check_training_state(path: str | os.PathLike, settings: dict) -> dict[str, str]:
+    """The notes of a saved state. ValueError if it is none, or was saved by a run with other settings."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: no state of a training run ({error})") from None
     if "progress" not in notes:
         raise ValueError(f"{path} is not a training state, expected one that save_training_state wrote")
     for name, value in json.loads(notes.get("settings", "{}")).items():
         if settings.get(name) != value:
             raise ValueError(f"{path}: the run was started with {name} = {value}, now it is {settings.get(name)}; "
                              "resume with the same, or start anew without --resume")
+    return notes
+
+
+def load_training_state(path: str | os.PathLike, optimizer: AdamW, settings: dict) -> Progress:
+    """Put a saved state into the optimizer and its parameters, in place; returns the progress.
+
+    ValueError if it belongs to another model, or was saved by a run with other settings.
+    """
+    tensors = read_tensors(path)
+    notes = check_training_state(path, settings)
     places = {}
     for name, parameter in optimizer.parameters.items():
         places |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}

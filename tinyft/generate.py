@@ -32,7 +32,7 @@ def sample(logits: np.ndarray, *, temperature: float = 0.0, top_k: int | None = 
         raise ValueError("sample: a temperature above 0 needs a random generator (rng)")
     scaled = (logits.astype(np.float64) - logits.max()) / temperature
     order = np.argsort(-scaled, kind="stable")[:top_k]
-    probabilities = np.exp(scaled[order] - scaled[order[0]])
+    probabilities = np.exp(scaled[order])
     probabilities /= probabilities.sum()
     if top_p is not None:
         before = np.cumsum(probabilities) - probabilities

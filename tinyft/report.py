@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -30,7 +29,6 @@ class RunReport:
         self.file = open(self.path, "a", encoding="utf-8")
         self.start_step = resumed_at
         self.bar = None
-        self.validation = math.nan
 
     def __enter__(self):
         return self
@@ -122,7 +120,7 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
     axes.set(xlabel="epochs", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    tokens_per_epoch = _total_tokens(steps) / max(epochs[-1], 1e-9)
+    tokens_per_epoch = sum(event["tokens"] for event in steps) / max(epochs[-1], 1e-9)
     above = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch / 1000,
                                                    lambda k: k * 1000 / max(tokens_per_epoch, 1e-9)))
     above.set_xlabel("thousand tokens learned", fontsize=8)
@@ -130,10 +128,6 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
     with replacing(path) as beside:
         figure.savefig(beside, format="png")
     return True
-
-
-def _total_tokens(steps: list[dict]) -> int:
-    return sum(event["tokens"] for event in steps)
 
 
 def _smooth(values: list[float]) -> list[float]:

@@ -53,7 +53,7 @@ def _encoding(name: str, ids: dict[str, int], merges: list[tuple[str, ...]], whe
     if len(set(ids.values())) < len(ids):
         raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
                          "take both from the same model")
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     results = ["".join(merge) for merge in merges]
     tokens = [*symbols.values(), *results]
     missing = next((token for token in tokens if token not in ids), None)
@@ -82,7 +82,7 @@ def _gpt2_tokenizer(folder: Path) -> tiktoken.Encoding:
                          f"({type(error).__name__}); put both files into the folder") from None
 
 
-def _byte_symbols() -> dict[int, str]:
+def byte_symbols() -> dict[int, str]:
     """How vocab.json spells each byte: printable ones as themselves, the others from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -102,7 +102,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 def tokenizer_files(encoding: tiktoken.Encoding) -> dict[str, str]:
     """vocab.json, merges.txt and tokenizer_config.json as text, as transformers' GPT-2 tokenizer reads them."""
     ranks = encoding._mergeable_ranks  # tiktoken has no public way to list its tokens with their ranks
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
 
     def spell(token: bytes) -> str:
         return "".join(symbols[byte] for byte in token)

@@ -154,9 +154,7 @@ def decode_and_prefill(table: Table, model, tokens: int = 64) -> None:
     table.add("decoding", "tokens/s", tinyft=1 / times["decode"])
 
 
-def threads_in_use(torch) -> int:
+def share_threads(torch) -> None:
     """Give PyTorch as many threads as tinyft has."""
-    threads = get_num_threads()
     if torch:
-        torch.set_num_threads(threads)
-    return threads
+        torch.set_num_threads(get_num_threads())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
+
+from tinyft.files import replacing
 
 
 def stop(message: str) -> NoReturn:
@@ -19,10 +20,5 @@ def stop(message: str) -> NoReturn:
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
     """A text file to write that appears under its name only when all of it is there."""
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8", newline="\n") as file:
+        yield file
