@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinyft.kernels.jit import jit
-from tinyft.kernels.simd import exp
+from tinyft.kernels.simd import exp, maximum
 
 LONG = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
 
@@ -62,7 +62,7 @@ def test_one_at_zero(dtype):
 
 def test_ends(dtype):
     info = np.finfo(dtype)
-    too_low, too_high = np.log(float(info.tiny)) - 0.01, np.log(float(info.max)) + 0.01
+    too_low, too_high = np.log(float(info.tiny)) - 0.4, np.log(float(info.max)) + 0.01
     x = np.array([-np.inf, -info.max, -1e4, too_low, too_high, 1e4, info.max, np.inf], dtype)
     np.testing.assert_array_equal(exp_of_all(x), [0, 0, 0, 0, np.inf, np.inf, np.inf, np.inf])
 
@@ -72,7 +72,7 @@ def test_between_the_range_and_the_ends(dtype):
     needs_long_double(dtype)
     info = np.finfo(dtype)
     low, high = RANGE[dtype]
-    below = np.linspace(np.log(float(info.tiny)), low, 10_001).astype(dtype)
+    below = np.linspace(np.log(float(info.tiny)) - 1, low, 10_001).astype(dtype)
     above = np.linspace(high, np.log(float(info.max)), 10_001).astype(dtype)[:-1]
     got = exp_of_all(below)
     assert ((got == 0) | (ulps_off(below) <= 2)).all()
@@ -92,3 +92,19 @@ def test_nan_stays_nan(dtype):
 def test_the_python_name_says_where_it_belongs():
     with pytest.raises(NotImplementedError, match="numpy.exp"):
         exp(1.0)
+
+
+@jit
+def maximum_of_all(x):
+    top = x[0]
+    for i in range(x.size):
+        top = maximum(top, x[i])
+    return top
+
+
+def test_maximum(dtype, rng):
+    for n in (1, 2, 17, 64, 131):
+        x = rng.standard_normal(n).astype(dtype)
+        assert maximum_of_all(x) == x.max()
+        x[rng.integers(n)] = np.nan
+        assert np.isnan(maximum_of_all(x))

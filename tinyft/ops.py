@@ -245,7 +245,7 @@ def linear(x, weight, bias):
         def dweight(into, accumulate):
             multiply(rows.T, dout, out=into, accumulate=accumulate)
 
-        return multiply(dout, weight.T).reshape(x.shape), dweight, sum_rows(dout)
+        return Given(multiply(dout, weight.T).reshape(x.shape)), dweight, sum_rows(dout)
 
     return out, backward
 
@@ -259,7 +259,7 @@ def softmax(x):
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x is {x.shape}, expected at least one number on the last axis")
     shape, rows = x.shape, softmax_forward(_as_rows(x))
-    return rows.reshape(shape), lambda dout: softmax_backward(_as_rows(dout), rows).reshape(shape)
+    return rows.reshape(shape), lambda dout: Given(softmax_backward(_as_rows(dout), rows).reshape(shape))
 
 
 @op
@@ -273,7 +273,7 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
     def backward(dout):
         dx, dweight, dbias = layer_norm_backward(_as_rows(dout), rows, weight, mean, rstd)
-        return dx.reshape(x.shape), dweight, dbias
+        return Given(dx.reshape(x.shape)), dweight, dbias
 
     return out.reshape(x.shape), backward
 
@@ -284,7 +284,7 @@ def gelu(x):
     flat = np.ascontiguousarray(x).reshape(-1)
 
     def backward(dout):
-        return gelu_backward(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape)
+        return Given(gelu_backward(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
 
     return gelu_forward(flat).reshape(x.shape), backward
 
@@ -326,7 +326,7 @@ def causal_attention(qkv, *, n_head, row_starts):
 
     def backward(dout):
         dout = np.ascontiguousarray(dout)
-        return attention_backward(dout, qkv, n_head, row_starts, lse, get_num_threads())
+        return Given(attention_backward(dout, qkv, n_head, row_starts, lse, get_num_threads()))
 
     return out, backward
 

@@ -199,6 +199,9 @@ def _accumulate(target: Node | Tensor, gradient: Gradient) -> None:
         target.owned = copy or given
     elif target.owned:
         target.grad += array
+    elif given:
+        array += target.grad
+        target.grad, target.owned = array, True
     else:
         target.grad = target.grad + array
         target.owned = True

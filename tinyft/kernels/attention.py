@@ -15,16 +15,11 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
-from .matmul import multiply_panels
+from .matmul import multiply_panels, round_up
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import exp, lanes_of, take_number
+from .simd import exp, lanes_of, maximum, take_number
 
 QUERY_BLOCK = 4 * TILE_ROWS
-
-
-@jit
-def _round_up(n, step):
-    return (n + step - 1) // step * step
 
 
 @jit(reorder=True)
@@ -33,7 +28,7 @@ def _weights_from_scores(scores, visible, scale):
     seen = scores[:visible]
     top = seen[0]
     for i in range(seen.size):
-        top = max(top, seen[i])
+        top = maximum(top, seen[i])
     total = scores.dtype.type(0)
     for i in range(seen.size):
         seen[i] = exp((seen[i] - top) * scale)
@@ -70,9 +65,9 @@ def _attend(qkv, query, key, value, stride, length, size, out, out_start, out_st
 def _scratch_sizes(longest, size, tile_columns):
     """Numbers needed to pack keys (size x longest), values (longest x size), rows, and to hold scores."""
     return (
-        _round_up(longest, tile_columns) * size,
-        _round_up(size, tile_columns) * longest,
-        max(QUERY_BLOCK * max(longest, size), _round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
+        round_up(longest, tile_columns) * size,
+        round_up(size, tile_columns) * longest,
+        max(QUERY_BLOCK * max(longest, size), round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
         QUERY_BLOCK * longest,
     )
 
@@ -198,7 +193,7 @@ def attention_backward(dout, qkv, heads, row_starts, lse, threads):
     for _ in prange(threads):
         keys, values = np.empty(key_size, qkv.dtype), np.empty(key_size, qkv.dtype)
         keys_down = np.empty(value_size, qkv.dtype)
-        block = np.empty(_round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
+        block = np.empty(round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
         rows, edge = np.empty(row_size, qkv.dtype), np.empty(TILE_ROWS * tile_columns, qkv.dtype)
         scores, dscores = np.empty(score_size, qkv.dtype), np.empty(score_size, qkv.dtype)
         while True:

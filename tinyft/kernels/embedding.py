@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .norm import PARTS
 
 COLUMNS = 128  # columns that one thread owns at a time
 
@@ -26,14 +27,13 @@ def embedding_backward(dout, ids, dweight):
 
 @jit(parallel=True)
 def sum_rows(x):
-    """(rows, n) -> (n,): the gradient of a bias. Each thread owns some of the columns."""
+    """(rows, n) -> (n,): the gradient of a bias. PARTS of the rows are summed apart, as in layer_norm's gradient."""
     rows, columns = x.shape
-    out = np.zeros(columns, x.dtype)
-    for block in prange((columns + COLUMNS - 1) // COLUMNS):
-        low, high = block * COLUMNS, min(columns, (block + 1) * COLUMNS)
-        target = out[low:high]
-        for row in range(rows):
-            source = x[row, low:high]
+    sums = np.zeros((PARTS, columns), x.dtype)
+    for part in prange(PARTS):
+        target = sums[part]
+        for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
+            source = x[row]
             for i in range(source.size):
                 target[i] += source[i]
-    return out
+    return sums.sum(axis=0)

@@ -4,7 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
-from .simd import exp
+from .simd import exp, maximum
 
 
 @jit(reorder=True)
@@ -12,7 +12,7 @@ def _softmax_minus_target(logits, target, scale):
     """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target]."""
     top = logits[0]
     for i in range(logits.size):
-        top = max(top, logits[i])
+        top = maximum(top, logits[i])
     correct = logits[target] - top
     total = logits.dtype.type(0)
     for i in range(logits.size):

@@ -8,7 +8,7 @@ matrix multiplication", 2008; the scheme of BLIS):
 
   registers  a TILE of C, TILE_ROWS x 2 vectors, stays in registers while k runs; each step loads 2 vectors of
              B and TILE_ROWS numbers of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)
-  L1, L2     a PANEL of B (K_BLOCK rows, one tile wide) meets all tiles of a BLOCK of A, which sits in L2
+  L2         a PANEL of B (K_BLOCK rows, one tile wide) meets all tiles of a BLOCK of A, both in L2
   L3         the panels of B, COLUMN_BLOCK columns at a time, are shared by all threads
   packing    panels and blocks are first copied into the very order in which `tile` reads them, so that all
              its loads are consecutive; a transposed operand only means another way of copying
@@ -27,9 +27,9 @@ from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
 from .simd import Vectors, lanes_of, numbers_per_item, pointer_to, take_number
 
-K_BLOCK = 448  # A panel of B is at most K_BLOCK x 128 bytes = 56 KB with AVX-512: L1 and a little of L2.
-ROW_BLOCK_BYTES = 448 * 1024  # A block of A: less than half of a 1 MB L2.
-COLUMN_BLOCK_BYTES = 6 * 1024 * 1024  # The packed panels of B: a part of L3.
+K_BLOCK = 896  # A panel of B is at most K_BLOCK x 128 bytes = 112 KB with AVX-512.
+ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
+COLUMN_BLOCK_BYTES = 8 * 1024 * 1024  # The packed panels of B: a part of L3.
 
 
 @intrinsic
@@ -96,6 +96,19 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
     return types.void(a, types.intp, b, types.intp, types.intp, c, types.intp, types.intp, types.boolean), codegen
 
 
+@jit(inline=True)
+def round_up(n, step):
+    """The next multiple of step."""
+    return (n + step - 1) // step * step
+
+
+@jit
+def _even_step(n, most, unit):
+    """The step, a multiple of `unit` and at most `most`, that divides n as evenly as can be."""
+    parts = round_up(n, most) // most
+    return round_up((n + parts - 1) // parts, unit)
+
+
 @jit
 def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
                     c, c_start, c_stride, rows, columns, edge, add):
@@ -104,10 +117,10 @@ def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
     c: flat, C[i, j] = c[c_start + i * c_stride + j]. edge: scratch for one tile. add: keep what stands in C.
     """
     tile_columns = TILE_VECTORS * lanes_of(c)
-    for j in range((columns + tile_columns - 1) // tile_columns):
+    for j in range(round_up(columns, tile_columns) // tile_columns):
         panel_b = b_start + j * b_stride
         wide = min(tile_columns, columns - j * tile_columns)
-        for i in range((rows + TILE_ROWS - 1) // TILE_ROWS):
+        for i in range(round_up(rows, TILE_ROWS) // TILE_ROWS):
             high = min(TILE_ROWS, rows - i * TILE_ROWS)
             corner = c_start + i * TILE_ROWS * c_stride + j * tile_columns
             whole = high == TILE_ROWS and wide == tile_columns
@@ -130,28 +143,29 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
     depth = a.shape[0] if a_turned else a.shape[1]
     flat_a, flat_b, flat_c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
     tile_columns = TILE_VECTORS * lanes_of(flat_c)
-    column_block = packed_b.size // (K_BLOCK * tile_columns) * tile_columns
+    items = numbers_per_item(packed_b)
+    k_step = _even_step(depth, K_BLOCK, items)
+    k_blocks = round_up(depth, k_step) // k_step
+    most_columns = packed_b.size // (k_step // items * tile_columns) * tile_columns
+    column_block = _even_step(columns, most_columns, tile_columns)
     # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
     # columns are divided as well.
-    row_panels = (rows + TILE_ROWS - 1) // TILE_ROWS
-    largest = packed_a.shape[1] // (K_BLOCK * TILE_ROWS)
-    row_blocks = max(1, min(row_panels, (row_panels + largest - 1) // largest))
+    row_panels = round_up(rows, TILE_ROWS) // TILE_ROWS
+    largest = packed_a.shape[1] // (k_step // items * TILE_ROWS)
+    row_blocks = max(1, min(row_panels, round_up(row_panels, largest) // largest))
     if row_panels >= threads:
-        row_blocks = (row_blocks + threads - 1) // threads * threads
-    k_blocks = (depth + K_BLOCK - 1) // K_BLOCK
-    items = numbers_per_item(packed_b)
+        row_blocks = round_up(row_blocks, threads)
     counter = np.zeros(1, np.int64)
 
     for first_column in range(0, columns, column_block):
         wide = min(column_block, columns - first_column)
-        panels = (wide + tile_columns - 1) // tile_columns
+        panels = round_up(wide, tile_columns) // tile_columns
         groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
         shares = threads * max(1, panels // (8 * threads))
         for k_block in range(k_blocks):
-            first_k = depth * k_block // k_blocks // items * items
-            next_k = depth if k_block == k_blocks - 1 else depth * (k_block + 1) // k_blocks // items * items
-            deep = next_k - first_k
-            packed_deep = (deep + items - 1) // items
+            first_k = k_block * k_step
+            deep = min(depth - first_k, k_step)
+            packed_deep = round_up(deep, items) // items
             panel_size = packed_deep * tile_columns
             for share in prange(shares):
                 left, right = panels * share // shares, panels * (share + 1) // shares
@@ -264,10 +278,10 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
            accumulate: bool = False, bias: np.ndarray | None = None, bfloat16: bool = False) -> np.ndarray:
     """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
 
-    out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of
-    replacing it. bias: (N,), added to every row; not together with accumulate. bfloat16: round the factors
-    to bfloat16, sum in float32; needs float32 arrays and a CPU that can (`jit.HAS_BFLOAT16`). ValueError or
-    TypeError says what doesn't fit.
+    out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of replacing it.
+    bias: (N,), added to every row; not together with accumulate. bfloat16: round the factors to bfloat16, sum
+    in float32; needs float32 arrays and a CPU that can (`jit.HAS_BFLOAT16`). ValueError or TypeError says what
+    doesn't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")

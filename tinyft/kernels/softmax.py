@@ -4,7 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
-from .simd import exp
+from .simd import exp, maximum
 
 
 @jit(reorder=True)
@@ -12,7 +12,7 @@ def softmax_row(x, out):
     """out = exp(x - max x) / sum: one row; subtracting the maximum keeps exp from overflowing."""
     top = x[0]
     for i in range(x.size):
-        top = max(top, x[i])
+        top = maximum(top, x[i])
     total = x.dtype.type(0)
     for i in range(x.size):
         out[i] = exp(x[i] - top)
