@@ -15,7 +15,6 @@ Reading order:
   kernels/         the arithmetic, compiled by Numba: start with matmul.py
 """
 
-from . import cli
 from .checkpoint import (
     load_model,
     load_model_and_tokenizer,

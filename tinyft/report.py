@@ -9,11 +9,6 @@ from pathlib import Path
 from .files import replacing, write_text
 from .train import Evaluated, Progress, Started, Stepped
 
-try:
-    from tqdm import tqdm
-except ImportError:  # only people in front of a screen need it
-    tqdm = None
-
 
 class RunReport:
     """Hand it every event of `train`; it shows progress on stderr and keeps metrics.jsonl in `folder`.
@@ -53,7 +48,11 @@ class RunReport:
     def add(self, event) -> None:
         """Take one event."""
         if isinstance(event, Started):
-            if tqdm:
+            try:  # imported here, as only people in front of a screen need it
+                from tqdm import tqdm
+            except ImportError:
+                pass
+            else:
                 self.bar = tqdm(total=event.steps, initial=self.start_step, unit="step", dynamic_ncols=True,
                                 smoothing=0.1, mininterval=0.5)
             return

@@ -45,7 +45,10 @@ def _sum_of_squares(x):
 @jit(parallel=True)
 def sum_of_squares(x):
     """Sum of x**2 over (n,). Blocks are joined in float64: one float32 sum of 100 million loses digits."""
-    parts = np.zeros((x.size + BLOCK - 1) // BLOCK)
+    parts = np.empty((x.size + BLOCK - 1) // BLOCK)
     for block in prange(parts.size):
         parts[block] = _sum_of_squares(x[block * BLOCK : min(x.size, (block + 1) * BLOCK)])
-    return parts.sum()
+    total = 0.0
+    for part in parts:
+        total += part
+    return total

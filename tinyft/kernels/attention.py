@@ -17,7 +17,7 @@ from numba import prange
 from .jit import jit
 from .matmul import multiply_panels, round_up
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import exp, lanes_of, maximum, take_number
+from .simd import exp, lanes_of, maximum, new_counter, take_number
 
 QUERY_BLOCK = 4 * TILE_ROWS
 
@@ -80,6 +80,29 @@ def _longest(row_starts):
     return longest
 
 
+@jit
+def _attend_to_tasks(counter, qkv, heads, row_starts, out, lse):
+    """What one thread does in `attention_forward`: take (row, head) pairs until none is left."""
+    stride, width = qkv.shape[1], qkv.shape[1] // 3
+    size = width // heads
+    flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
+    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
+    keys, values = np.empty(key_size, qkv.dtype), np.empty(value_size, qkv.dtype)
+    rows, scores = np.empty(row_size, qkv.dtype), np.empty(score_size, qkv.dtype)
+    edge = np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+    while True:
+        task = take_number(counter)
+        if task >= (row_starts.size - 1) * heads:
+            break
+        row, head = task // heads, task % heads
+        start, end = row_starts[row], row_starts[row + 1]
+        at = start * stride + head * size
+        _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+                flat_out, start * width + head * size, width, lse[head, start:end],
+                keys, values, rows, scores, edge)
+
+
 @jit(parallel=True)
 def attention_forward(qkv, heads, row_starts, threads):
     """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the way back.
@@ -87,29 +110,11 @@ def attention_forward(qkv, heads, row_starts, threads):
     The columns of qkv are all queries, all keys, all values, each (heads, C / heads), as GPT-2's c_attn
     makes them. A token attends to itself and to those before it in its row.
     """
-    tokens, stride = qkv.shape
-    width = stride // 3
-    size = width // heads
-    out, lse = np.empty((tokens, width), qkv.dtype), np.empty((heads, tokens), qkv.dtype)
-    flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
-    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
-    tasks = (row_starts.size - 1) * heads
-    counter = np.zeros(1, np.int64)
+    tokens = qkv.shape[0]
+    out, lse = np.empty((tokens, qkv.shape[1] // 3), qkv.dtype), np.empty((heads, tokens), qkv.dtype)
+    counter = new_counter()
     for _ in prange(threads):
-        keys, values = np.empty(key_size, qkv.dtype), np.empty(value_size, qkv.dtype)
-        rows, scores = np.empty(row_size, qkv.dtype), np.empty(score_size, qkv.dtype)
-        edge = np.empty(TILE_ROWS * tile_columns, qkv.dtype)
-        while True:
-            task = take_number(counter)
-            if task >= tasks:
-                break
-            row, head = task // heads, task % heads
-            start, end = row_starts[row], row_starts[row + 1]
-            at = start * stride + head * size
-            _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
-                    flat_out, start * width + head * size, width, lse[head, start:end],
-                    keys, values, rows, scores, edge)
+        _attend_to_tasks(counter, qkv, heads, row_starts, out, lse)
     return out, lse
 
 
@@ -178,34 +183,38 @@ def _attend_backward(qkv, query, key, value, stride, length, size, dout, dout_st
                         dqkv, key, stride, last, size, edge, True)
 
 
-@jit(parallel=True)
-def attention_backward(dout, qkv, heads, row_starts, lse, threads):
-    """Gradient of qkv (N, 3C) from that of the result, dout (N, C). A task owns its part of all three."""
-    stride = qkv.shape[1]
-    width = stride // 3
+@jit
+def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, lse, dqkv):
+    """What one thread does in `attention_backward`."""
+    stride, width = qkv.shape[1], qkv.shape[1] // 3
     size = width // heads
-    dqkv = np.empty_like(qkv)
     flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
     tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
     key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
-    tasks = (row_starts.size - 1) * heads
-    counter = np.zeros(1, np.int64)
+    keys, values = np.empty(key_size, qkv.dtype), np.empty(key_size, qkv.dtype)
+    keys_down = np.empty(value_size, qkv.dtype)
+    block = np.empty(round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
+    rows, edge = np.empty(row_size, qkv.dtype), np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+    scores, dscores = np.empty(score_size, qkv.dtype), np.empty(score_size, qkv.dtype)
+    while True:
+        task = take_number(counter)
+        if task >= (row_starts.size - 1) * heads:
+            break
+        row, head = task // heads, task % heads
+        start, end = row_starts[row], row_starts[row + 1]
+        at = start * stride + head * size
+        _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+                         flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
+                         keys, values, keys_down, block, rows, scores, dscores, edge)
+
+
+@jit(parallel=True)
+def attention_backward(dout, qkv, heads, row_starts, lse, threads):
+    """Gradient of qkv (N, 3C) from that of the result, dout (N, C). A task owns its part of all three."""
+    dqkv = np.empty_like(qkv)
+    counter = new_counter()
     for _ in prange(threads):
-        keys, values = np.empty(key_size, qkv.dtype), np.empty(key_size, qkv.dtype)
-        keys_down = np.empty(value_size, qkv.dtype)
-        block = np.empty(round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
-        rows, edge = np.empty(row_size, qkv.dtype), np.empty(TILE_ROWS * tile_columns, qkv.dtype)
-        scores, dscores = np.empty(score_size, qkv.dtype), np.empty(score_size, qkv.dtype)
-        while True:
-            task = take_number(counter)
-            if task >= tasks:
-                break
-            row, head = task // heads, task % heads
-            start, end = row_starts[row], row_starts[row + 1]
-            at = start * stride + head * size
-            _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
-                             flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
-                             keys, values, keys_down, block, rows, scores, dscores, edge)
+        _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, lse, dqkv)
     return dqkv
 
 

@@ -1,12 +1,19 @@
 """Gradient of a table lookup."""
 
-import numpy as np
 from numba import prange
 
 from .jit import jit
-from .norm import PARTS
+from .norm import PARTS, sum_of_parts, zero_parts
 
 COLUMNS = 128  # columns that one thread owns at a time
+
+
+@jit
+def _add_columns(dout, ids, dweight, low, high):
+    for row in range(ids.size):
+        source, target = dout[row, low:high], dweight[ids[row], low:high]
+        for i in range(source.size):
+            target[i] += source[i]
 
 
 @jit(parallel=True)
@@ -18,22 +25,20 @@ def embedding_backward(dout, ids, dweight):
     """
     columns = dout.shape[1]
     for block in prange((columns + COLUMNS - 1) // COLUMNS):
-        low, high = block * COLUMNS, min(columns, (block + 1) * COLUMNS)
-        for row in range(ids.size):
-            source, target = dout[row, low:high], dweight[ids[row], low:high]
-            for i in range(source.size):
-                target[i] += source[i]
+        _add_columns(dout, ids, dweight, block * COLUMNS, min(columns, (block + 1) * COLUMNS))
+
+
+@jit
+def _add_rows(x, first, end, total):
+    for row in range(first, end):
+        for i in range(total.size):
+            total[i] += x[row, i]
 
 
 @jit(parallel=True)
 def sum_rows(x):
     """(rows, n) -> (n,): the gradient of a bias. PARTS of the rows are summed apart, as in layer_norm's gradient."""
-    rows, columns = x.shape
-    sums = np.zeros((PARTS, columns), x.dtype)
+    sums = zero_parts(x)
     for part in prange(PARTS):
-        target = sums[part]
-        for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
-            source = x[row]
-            for i in range(source.size):
-                target[i] += source[i]
-    return sums.sum(axis=0)
+        _add_rows(x, x.shape[0] * part // PARTS, x.shape[0] * (part + 1) // PARTS, sums[part])
+    return sum_of_parts(sums)

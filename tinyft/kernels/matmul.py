@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import Vectors, lanes_of, numbers_per_item, pointer_to, take_number
+from .simd import Vectors, lanes_of, new_counter, numbers_per_item, pointer_to, take_number
 
 K_BLOCK = 896  # A panel of B is at most K_BLOCK x 128 bytes = 112 KB with AVX-512.
 ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
@@ -136,71 +136,83 @@ def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
                     into[column] = into[column] + source[column] if add else source[column]
 
 
+@jit
+def _pack_share(share, shares, b, b_turned, first_k, deep, first_column, wide, packed_b):
+    """Pack one of `shares` parts of the panels of B[first_k : first_k + deep, first_column : first_column + wide]."""
+    depth, columns = (b.shape[1], b.shape[0]) if b_turned else b.shape
+    tile_columns = TILE_VECTORS * lanes_of(b)
+    panels = round_up(wide, tile_columns) // tile_columns
+    panel_size = round_up(deep, numbers_per_item(packed_b)) // numbers_per_item(packed_b) * tile_columns
+    left, right = panels * share // shares, panels * (share + 1) // shares
+    column = first_column + left * tile_columns
+    start, stride = (column * depth + first_k, depth) if b_turned else (first_k * columns + column, columns)
+    across = min((right - left) * tile_columns, first_column + wide - column)
+    pack_columns(b.reshape(-1), start, stride, b_turned, across, deep, packed_b, left * panel_size, panel_size)
+
+
+@jit
+def _multiply_blocks(counter, a, a_turned, packed_b, c, bias, first_k, deep, first_column, wide, row_blocks, groups,
+                     add, packed_a, edge):
+    """What one thread does: take pairs of a block of A's rows and a group of B's panels until none is left."""
+    rows, columns = c.shape
+    flat_a, flat_c = a.reshape(-1), c.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_c)
+    row_panels, panels = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(wide, tile_columns) // tile_columns
+    packed_deep = round_up(deep, numbers_per_item(packed_b)) // numbers_per_item(packed_b)
+    a_panel, b_panel = packed_deep * TILE_ROWS, packed_deep * tile_columns
+    packed_block = -1
+    while True:
+        task = take_number(counter)
+        if task >= row_blocks * groups:
+            break
+        block, group = task // groups, task % groups
+        row = row_panels * block // row_blocks * TILE_ROWS
+        high = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
+        if packed_block != block:
+            start, stride = (first_k * rows + row, rows) if a_turned else (row * a.shape[1] + first_k, a.shape[1])
+            pack_rows(flat_a, start, stride, a_turned, high, deep, packed_a, a_panel)
+            packed_block = block
+        left, right = panels * group // groups, panels * (group + 1) // groups
+        column = first_column + left * tile_columns
+        across = min(wide - left * tile_columns, (right - left) * tile_columns)
+        if first_k == 0 and bias.size > 0:
+            for i in range(row, row + high):
+                flat_c[i * columns + column : i * columns + column + across] = bias[column : column + across]
+        multiply_panels(packed_a, a_panel, packed_b, left * b_panel, b_panel, packed_deep,
+                        flat_c, row * columns + column, columns, high, across, edge, add)
+
+
 @jit(parallel=True)
 def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges, threads):
     """The blocked product; a, b, c are C-contiguous, `packed_a` and `edges` have one row for each thread."""
     rows, columns = c.shape
     depth = a.shape[0] if a_turned else a.shape[1]
-    flat_a, flat_b, flat_c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_c)
+    tile_columns = TILE_VECTORS * lanes_of(c)
     items = numbers_per_item(packed_b)
     k_step = _even_step(depth, K_BLOCK, items)
-    k_blocks = round_up(depth, k_step) // k_step
-    most_columns = packed_b.size // (k_step // items * tile_columns) * tile_columns
-    column_block = _even_step(columns, most_columns, tile_columns)
+    column_block = _even_step(columns, packed_b.size // (k_step // items * tile_columns) * tile_columns, tile_columns)
     # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
     # columns are divided as well.
     row_panels = round_up(rows, TILE_ROWS) // TILE_ROWS
-    largest = packed_a.shape[1] // (k_step // items * TILE_ROWS)
-    row_blocks = max(1, min(row_panels, round_up(row_panels, largest) // largest))
+    row_blocks = min(row_panels, row_panels // (packed_a.shape[1] // (k_step // items * TILE_ROWS)) + 1)
     if row_panels >= threads:
         row_blocks = round_up(row_blocks, threads)
-    counter = np.zeros(1, np.int64)
+    counter = new_counter()
 
     for first_column in range(0, columns, column_block):
         wide = min(column_block, columns - first_column)
         panels = round_up(wide, tile_columns) // tile_columns
         groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
         shares = threads * max(1, panels // (8 * threads))
-        for k_block in range(k_blocks):
-            first_k = k_block * k_step
+        for first_k in range(0, depth, k_step):
             deep = min(depth - first_k, k_step)
-            packed_deep = round_up(deep, items) // items
-            panel_size = packed_deep * tile_columns
             for share in prange(shares):
-                left, right = panels * share // shares, panels * (share + 1) // shares
-                column = first_column + left * tile_columns
-                b_at = column * depth + first_k if b_turned else first_k * columns + column
-                pack_columns(flat_b, b_at, depth if b_turned else columns, b_turned,
-                             min((right - left) * tile_columns, first_column + wide - column), deep, packed_b,
-                             left * panel_size, panel_size)
-            adding = add or first_k > 0 or bias.size > 0
+                _pack_share(share, shares, b, b_turned, first_k, deep, first_column, wide, packed_b)
             counter[0] = 0
             for worker in prange(threads):
-                packed_block = -1
-                while True:
-                    task = take_number(counter)
-                    if task >= row_blocks * groups:
-                        break
-                    block, group = task // groups, task % groups
-                    row = row_panels * block // row_blocks * TILE_ROWS
-                    high = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
-                    if packed_block != block:
-                        a_at = first_k * rows + row if a_turned else row * depth + first_k
-                        pack_rows(flat_a, a_at, rows if a_turned else depth, a_turned, high, deep,
-                                  packed_a[worker], packed_deep * TILE_ROWS)
-                        packed_block = block
-                    left = panels * group // groups
-                    right = panels * (group + 1) // groups
-                    column = first_column + left * tile_columns
-                    across = min(wide - left * tile_columns, (right - left) * tile_columns)
-                    if first_k == 0 and bias.size > 0:
-                        start = bias[column : column + across]
-                        for i in range(row, row + high):
-                            flat_c[i * columns + column : i * columns + column + across] = start
-                    multiply_panels(packed_a[worker], packed_deep * TILE_ROWS, packed_b, left * panel_size, panel_size,
-                                    packed_deep, flat_c, row * columns + column, columns, high, across,
-                                    edges[worker], adding)
+                _multiply_blocks(counter, a, a_turned, packed_b, c, bias, first_k, deep, first_column, wide,
+                                 row_blocks, groups, add or first_k > 0 or bias.size > 0,
+                                 packed_a[worker], edges[worker])
 
 
 @jit(reorder=True)

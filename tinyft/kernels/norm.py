@@ -58,6 +58,29 @@ def _normalise_row_backward(dout, x, weight, mean, rstd, dx, dweight, dbias):
         dx[i] = rstd * (dout[i] * weight[i] - mean_g - normal * mean_gn)
 
 
+@jit
+def zero_parts(x):
+    """(PARTS, n) zeros for x (rows, n). Within a parallel function they would be compiled as one more parallel loop."""
+    return np.zeros((PARTS, x.shape[1]), x.dtype)
+
+
+@jit
+def sum_of_parts(parts):
+    """(parts, n) -> (n,)"""
+    total = parts[0].copy()
+    for part in range(1, parts.shape[0]):
+        for i in range(total.size):
+            total[i] += parts[part, i]
+    return total
+
+
+@jit
+def _backward_part(part, dout, x, weight, mean, rstd, dx, dweight, dbias):
+    rows = x.shape[0]
+    for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
+        _normalise_row_backward(dout[row], x[row], weight, mean[row], rstd[row], dx[row], dweight, dbias)
+
+
 @jit(parallel=True)
 def layer_norm_backward(dout, x, weight, mean, rstd):
     """Gradients of x (rows, C), weight (C,) and bias (C,).
@@ -65,11 +88,8 @@ def layer_norm_backward(dout, x, weight, mean, rstd):
     All rows add to the same dweight and dbias, so that threads would race: each PART of the rows has sums of
     its own, joined at the end. Their number is fixed, and with it the rounding, whatever the threads.
     """
-    rows, width = x.shape
     dx = np.empty_like(x)
-    dweights, dbiases = np.zeros((PARTS, width), x.dtype), np.zeros((PARTS, width), x.dtype)
+    dweights, dbiases = zero_parts(x), zero_parts(x)
     for part in prange(PARTS):
-        for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
-            _normalise_row_backward(dout[row], x[row], weight, mean[row], rstd[row],
-                                    dx[row], dweights[part], dbiases[part])
-    return dx, dweights.sum(axis=0), dbiases.sum(axis=0)
+        _backward_part(part, dout, x, weight, mean, rstd, dx, dweights[part], dbiases[part])
+    return dx, sum_of_parts(dweights), sum_of_parts(dbiases)

@@ -164,6 +164,12 @@ class Vectors:
         return rows
 
 
+@jit
+def new_counter():
+    """A counter for `take_number`. Within a parallel function np.zeros would be compiled as one more parallel loop."""
+    return np.zeros(1, np.int64)
+
+
 @intrinsic
 def take_number(typingctx, counter):
     """counter[0], counting it up by one in the same instant, so that no two threads get the same number."""
