@@ -1,7 +1,8 @@
 """How fast is tinyft on this machine, beside NumPy, PyTorch and what the machine can do at all?
 
 Everything in a row is measured in the same run, taking turns, and medians are shown, because machines are
-noisy: compare within a row. PyTorch and transformers join in where they are installed.
+noisy: compare within a row, and training steps within a table. PyTorch, transformers, llms-from-scratch and
+JAX join in where they are installed.
 """
 
 import os
@@ -9,21 +10,26 @@ import sys
 
 os.environ.pop("OPENBLAS_CORETYPE", None)  # before NumPy is loaded: it would hold NumPy to an older kernel
 
+from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
-from benchmarks import kernels, machine, starting, training  # noqa: E402
+from benchmarks import account, charts, kernels, machine, peers, processes, starting, training  # noqa: E402
 from benchmarks.timing import Table  # noqa: E402
 
 from tinyft import GPT2, GPT2Config, cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "step", "decode", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "step", "account", "start")
+CHARTED = ("matmul", "step")
+PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax")
 EXAMPLES = """\
   python examples/benchmark.py
   python examples/benchmark.py --only loss --only step
-  python examples/benchmark.py --json numbers.json
+  python examples/benchmark.py --only account             where every millisecond of a step goes
+  python examples/benchmark.py --json numbers.json --chart chart.png
+  python examples/benchmark.py --from numbers.json --chart chart.png
 """
 
 
@@ -32,17 +38,35 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART",
                         help=f"one of {', '.join(PARTS)}; may be given more than once (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, after every part")
+    parser.add_argument("--chart", type=Path, metavar="FILE.png",
+                        help="draw training steps and matrix products there; needs matplotlib")
+    parser.add_argument("--from", type=Path, metavar="FILE", dest="saved",
+                        help="draw the --chart from numbers that --json wrote, and measure nothing")
     parser.add_argument("--without-torch", action="store_true", help="leave PyTorch out even if it is installed")
     parser.add_argument("--serve", help="for the benchmark's own use")
     return parser.parse_args()
+
+
+def check(options) -> None:
+    """ValueError for options that do not go together or cannot be carried out."""
+    for name, path in (("json", options.json), ("chart", options.chart)):
+        if path and not path.resolve().parent.is_dir():
+            raise ValueError(f"--{name} {path}: there is no such folder")
+    if options.chart:
+        charts.check(options.chart)
+    if options.saved and not options.chart:
+        raise ValueError("--from only draws a chart: add --chart FILE.png")
+    if options.saved and (options.only or options.json or options.without_torch):
+        raise ValueError("--from measures nothing: leave out --only, --json and --without-torch")
+    if options.chart and options.only and not set(CHARTED) & set(options.only):
+        raise ValueError(f"--chart shows the parts {' and '.join(CHARTED)}: add one of them with --only")
 
 
 def import_torch():
     """PyTorch, or None."""
     try:
         import torch
-        import transformers  # noqa: F401
     except ImportError:
         return None
     return torch
@@ -58,38 +82,68 @@ def numpy_kernel() -> str:
                  if info["user_api"] == "blas"), "unknown")
 
 
-def main() -> None:
-    """Run the parts that were asked for."""
-    options = parse_arguments()
-    threads = cli.use_threads(options.threads)
-    if options.serve:
-        training.serve(options.serve)
-        return
-    if options.json and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {options.json}: there is no such folder")
-    parts, rng, table = options.only or PARTS, np.random.default_rng(0), Table()
-    torch = None if options.without_torch else import_torch()
+def versions() -> dict[str, str]:
+    """Of Python and of what is compared, as far as it is installed."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def run_part(part: str, table: Table, limits: dict[str, float], torch, options, threads: int) -> None:
+    """Measure one of PARTS."""
+    rng = np.random.default_rng(0)
+    if part == "matmul":
+        kernels.matmuls(table, limits, torch, rng)
+    elif part == "kernels":
+        kernels.elementwise(table, torch, rng)
+        kernels.optimizer(table, limits, torch, rng)
+    elif part == "loss":
+        kernels.loss_by_live_targets(table, rng)
+    elif part == "decode":
+        kernels.decode_and_prefill(table, GPT2(GPT2Config(), rng))
+    elif part == "step":
+        training.measure(table, options.without_torch, threads)
+    elif part == "account":
+        account.measure(table, limits, threads)
+    elif part == "start":
+        starting.measure(table)
+
+
+def measure(options, threads: int) -> dict:
+    """Run the parts that were asked for; returns what --json writes."""
+    table, torch = Table(), None if options.without_torch else import_torch()
     keep_freed_memory()
     kernels.share_threads(torch)
     print(f"NumPy {np.__version__} with {numpy_kernel()}; PyTorch "
-          f"{torch.__version__ if torch else 'is not installed'}; Python {sys.version.split()[0]}")
+          f"{torch.__version__ if torch else 'is left out or not installed'}; Python {sys.version.split()[0]}")
     limits = machine.measure(table)
-    if "matmul" in parts:
-        kernels.matmuls(table, limits, torch, rng)
-    if "kernels" in parts:
-        kernels.elementwise(table, torch, rng)
-        kernels.optimizer(table, limits, torch, rng)
-    if "loss" in parts:
-        kernels.loss_by_live_targets(table, rng)
-    if "decode" in parts:
-        table.title("inference, GPT-2 124M")
-        kernels.decode_and_prefill(table, GPT2(GPT2Config(), rng))
-    if "step" in parts:
-        training.measure(table, torch is not None, threads)
-    if "start" in parts:
-        starting.measure(table)
-    if options.json:
-        write_json(options.json, {"threads": threads, "rows": table.rows})
+    numbers = {"threads": threads, "versions": versions(), "tables": table.titles, "rows": table.rows}
+    for part in PARTS:
+        if part in (options.only or PARTS):
+            run_part(part, table, limits, torch, options, threads)
+            if options.json:
+                write_json(options.json, numbers)
+    return numbers
+
+
+def main() -> None:
+    """Measure, or serve as one of the processes that are measured, or only draw."""
+    options = parse_arguments()
+    if options.serve:
+        processes.serve(account.make_step() if options.serve == "account" else peers.make_step(options.serve))
+        return
+    check(options)
+    if options.saved:
+        numbers = charts.read_numbers(options.saved)
+    else:
+        numbers = measure(options, cli.use_threads(options.threads))
+    if options.chart:
+        charts.draw(numbers, options.chart)
+        print(f"\nchart in {options.chart}")
 
 
 if __name__ == "__main__":

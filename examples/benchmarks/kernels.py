@@ -1,5 +1,7 @@
 """Each kernel beside NumPy, beside PyTorch if it is installed, and beside the machine's peak."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from numba import get_num_threads
 
@@ -9,42 +11,65 @@ from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.matmul import matmul
 from tinyft.tensor import Tensor, no_grad
 
-from .timing import Table, interleaved
+from .timing import Table, interleaved, ratios
 
-ROWS = 1024
+ROWS, LAYERS = 1024, 12
 PRODUCTS = {"c_attn": (768, 2304), "attn.c_proj": (768, 768), "c_fc": (768, 3072), "mlp.c_proj": (3072, 768)}
 
 
-def matmuls(table: Table, machine: dict, torch, rng: np.random.Generator) -> None:
-    """The products of one GPT-2 124M layer, forward and both gradients, and the output layer."""
-    table.title(f"matmul, float32, {ROWS} rows")
-    for name, (n_in, n_out) in [*PRODUCTS.items(), ("output layer", (768, 50257))]:
+def _products(rng: np.random.Generator) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(name, how often in a training step, a, b): forward and both gradients, a layer's and the output layer's."""
+    for name, (n_in, n_out) in PRODUCTS.items():
         x, dy = rng.standard_normal((ROWS, n_in), np.float32), rng.standard_normal((ROWS, n_out), np.float32)
-        if name == "output layer":
-            w = rng.standard_normal((n_out, n_in), np.float32)
-            cases = {"Y = X W'": (x, w.T), "dX = dY W": (dy, w), "dW = dY' X": (dy.T, x)}
-        else:
-            w = rng.standard_normal((n_in, n_out), np.float32)
-            cases = {"Y = X W": (x, w), "dX = dY W'": (dy, w.T), "dW = X' dY": (x.T, dy)}
-        for case, (a, b) in cases.items():
-            out = np.empty((a.shape[0], b.shape[1]), np.float32)
-            candidates = {"tinyft": lambda a=a, b=b, out=out: matmul(a, b, out=out),
-                          "NumPy": lambda a=a, b=b, out=out: np.matmul(a, b, out=out)}
-            if torch:
-                ta, tb, to = (torch.from_numpy(array) for array in (a, b, out))
-                candidates["PyTorch"] = lambda ta=ta, tb=tb, to=to: torch.mm(ta, tb, out=to)
-            times = interleaved(candidates)
-            speeds = {peer: 2 * a.shape[0] * a.shape[1] * b.shape[1] / t / 1e9 for peer, t in times.items()}
-            table.add(f"{name} {case}", "GFLOP/s", **speeds, of_peak=speeds["tinyft"] / machine["peak"])
-            if HAS_BFLOAT16:
-                candidates = {"tinyft_bf16": lambda a=a, b=b, out=out: matmul(a, b, out=out, bfloat16=True)}
-                if torch:
-                    ta, tb = ta.bfloat16(), tb.bfloat16()
-                    to = torch.empty(out.shape, dtype=torch.bfloat16)
-                    candidates["PyTorch_bf16"] = lambda ta=ta, tb=tb, to=to: torch.mm(ta, tb, out=to)
-                times = interleaved(candidates)
-                table.add("  in bfloat16", "GFLOP/s", **{
-                    peer: 2 * a.shape[0] * a.shape[1] * b.shape[1] / t / 1e9 for peer, t in times.items()})
+        w = rng.standard_normal((n_in, n_out), np.float32)
+        for case, a, b in (("Y = X W", x, w), ("dX = dY W'", dy, w.T), ("dW = X' dY", x.T, dy)):
+            yield f"{name} {case}", LAYERS, a, b
+    x, dy = rng.standard_normal((ROWS, 768), np.float32), rng.standard_normal((ROWS, 50257), np.float32)
+    w = rng.standard_normal((50257, 768), np.float32)
+    for case, a, b in (("Y = X W'", x, w.T), ("dX = dY W", dy, w), ("dW = dY' X", dy.T, x)):
+        yield f"output layer {case}", 1, a, b
+
+
+def _ways_to_multiply(a: np.ndarray, b: np.ndarray, torch) -> dict[str, Callable[[], object]]:
+    """a @ b by everyone, into memory that is there already."""
+    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    ways = {"tinyft": lambda: matmul(a, b, out=out), "NumPy": lambda: np.matmul(a, b, out=out)}
+    if torch:
+        ta, tb, to = (torch.from_numpy(array) for array in (a, b, out))
+        ways["PyTorch"] = lambda: torch.mm(ta, tb, out=to)
+    if HAS_BFLOAT16:
+        ways["tinyft_bf16"] = lambda: matmul(a, b, out=out, bfloat16=True)
+    if HAS_BFLOAT16 and torch:
+        ta16, tb16, to16 = ta.bfloat16(), tb.bfloat16(), to.bfloat16()
+        ways["PyTorch_bf16"] = lambda: torch.mm(ta16, tb16, out=to16)
+    return ways
+
+
+def matmuls(table: Table, machine: dict, torch, rng: np.random.Generator, seconds: float = 1.0) -> None:
+    """Every product by everyone, then what they come to in a training step."""
+    table.title("matmul", f"matmul, {ROWS} rows", "of_peak: tinyft in float32 beside the machine's peak in float32")
+    total_work, total_times = 0, {}
+    for name, count, a, b in _products(rng):
+        times, work = interleaved(_ways_to_multiply(a, b, torch), seconds), 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        speeds = {peer: work / taken / 1e9 for peer, taken in times.items()}
+        table.add(name, "GFLOP/s", **speeds, of_peak=speeds["tinyft"] / machine["peak"])
+        total_work += count * work
+        for peer, taken in times.items():
+            total_times[peer] = total_times.get(peer, 0) + count * taken
+    table.title("matmul_total", f"all products of a training step, {LAYERS} layers and the output layer",
+                "the ratios are of total times, so that each product weighs what it costs")
+    _add_total(table, "float32", total_work, total_times, "tinyft", ("NumPy", "PyTorch"), machine["peak"])
+    if HAS_BFLOAT16:
+        _add_total(table, "bfloat16", total_work, total_times, "tinyft_bf16", ("PyTorch_bf16", "tinyft"))
+
+
+def _add_total(table: Table, dtype: str, work: int, times: dict[str, float], ours: str, others: tuple[str, ...],
+               peak: float | None = None) -> None:
+    """Speed over all products, and how many times as long as ours the others take."""
+    compared = {peer: times[peer] for peer in (ours, *others) if peer in times}
+    speeds = {peer: work / taken / 1e9 for peer, taken in compared.items()}
+    of_peak = {"of_peak": speeds[ours] / peak} if peak else {}
+    table.add(f"all products, {dtype}", "GFLOP/s", **speeds, **ratios(compared, ours), **of_peak)
 
 
 def _both_ways(function, *arrays):
@@ -74,7 +99,7 @@ def _torch_both_ways(torch, function, *arrays):
 
 def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
     """Everything that is no matrix product, forward and backward."""
-    table.title("other kernels, forward + backward")
+    table.title("kernels", "other kernels, forward + backward")
 
     def normal(*shape):
         return rng.standard_normal(shape, np.float32)
@@ -101,7 +126,8 @@ def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
         candidates = {"tinyft": _both_ways(ours, *arrays)}
         if torch:
             candidates["PyTorch"] = _torch_both_ways(torch, theirs, *arrays)
-        table.add(name, "ms", **{peer: 1000 * t for peer, t in interleaved(candidates).items()})
+        times = interleaved(candidates)
+        table.add(name, "ms", **{peer: 1000 * t for peer, t in times.items()}, **ratios(times))
 
 
 def optimizer(table: Table, machine: dict, torch, rng: np.random.Generator) -> None:
@@ -115,12 +141,13 @@ def optimizer(table: Table, machine: dict, torch, rng: np.random.Generator) -> N
         candidates["PyTorch_fused"] = torch.optim.AdamW([parameter], lr=1e-4, weight_decay=0.1, fused=True).step
     times = interleaved(candidates, 2.0)
     speeds = {peer: 7 * 4 * n / t / 1e9 for peer, t in times.items()}
-    table.add("AdamW, 124 M parameters", "GB/s", **speeds, of_bandwidth=speeds["tinyft"] / machine["bandwidth"])
+    table.add("AdamW, 124 M parameters", "GB/s", **speeds, **ratios(times),
+              of_bandwidth=speeds["tinyft"] / machine["bandwidth"])
 
 
 def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
     """Output layer and loss, forward and backward: -100 targets cost next to nothing."""
-    table.title(f"output layer + loss, {ROWS} rows of GPT-2 124M: what -100 targets save")
+    table.title("loss", f"output layer + loss, {ROWS} rows of GPT-2 124M: what -100 targets save")
     hidden, weight = rng.standard_normal((ROWS, 768), np.float32), rng.standard_normal((50257, 768), np.float32)
     everything = rng.integers(0, 50257, ROWS)
     for share in (1.0, 0.5, 0.25, 0.1, 0.0):
@@ -137,6 +164,7 @@ def decode_and_prefill(table: Table, model, tokens: int = 64) -> None:
     """One prompt through GPT-2 124M, then token by token."""
     from tinyft import KVCache
 
+    table.title("decode", "inference, GPT-2 124M")
     ids = np.arange(tokens) % 50257
     cache = KVCache(model.config)
 

@@ -11,6 +11,7 @@ from tinyft.kernels.simd import Vectors
 
 from .timing import Table, interleaved
 
+PEAK = "multiply-adds in registers, float32"
 CHAINS = TILE_ROWS * TILE_VECTORS  # independent sums, as many as the tile of `matmul` has
 
 
@@ -67,15 +68,20 @@ def _read(x, parts):
     return sums.sum()
 
 
-def measure(table: Table) -> dict[str, float]:
+def limits() -> dict[str, float]:
     """Peak GFLOP/s in float32 and GB/s of reading, with all threads."""
     threads = get_num_threads()
     rounds, results = 2_000_000, np.zeros(threads, np.float32)
     data = np.ones(2**28, np.float32)
     times = interleaved({"fma": lambda: _fma_peak(threads, rounds, results), "read": lambda: _read(data, 8 * threads)})
     flops = 2 * CHAINS * (VECTOR_BYTES // 4) * rounds * threads
-    machine = {"peak": flops / times["fma"] / 1e9, "bandwidth": data.nbytes / times["read"] / 1e9}
-    table.title(f"machine, {threads} threads, vectors of {8 * VECTOR_BYTES} bits")
-    table.add("multiply-adds in registers, float32", "GFLOP/s", measured=machine["peak"])
+    return {"peak": flops / times["fma"] / 1e9, "bandwidth": data.nbytes / times["read"] / 1e9}
+
+
+def measure(table: Table) -> dict[str, float]:
+    """The limits, and a table of them."""
+    machine = limits()
+    table.title("machine", f"machine, {get_num_threads()} threads, vectors of {8 * VECTOR_BYTES} bits")
+    table.add(PEAK, "GFLOP/s", measured=machine["peak"])
     table.add("reading 1 GiB", "GB/s", measured=machine["bandwidth"])
     return machine

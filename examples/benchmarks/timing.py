@@ -31,24 +31,41 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float = 1.
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def ratios(times: dict[str, float], ours: str = "tinyft") -> dict[str, float]:
+    """How many times as long as tinyft the others take, as columns of a table."""
+    return {f"{peer}/{ours}": seconds / times[ours] for peer, seconds in times.items() if peer != ours}
+
+
 class Table:
-    """Rows of (what, unit, numbers by column), printed as they come and kept for --json."""
+    """Rows of (what, unit, numbers by column), printed as they come and kept for --json and --chart."""
 
     def __init__(self):
+        self.titles: dict[str, str] = {}
         self.rows: list[dict] = []
+        self.key, self.columns = "", []
 
-    def title(self, text: str) -> None:
-        """Start a new part."""
-        print(f"\n{text}", flush=True)
+    def title(self, key: str, text: str, note: str = "") -> None:
+        """Start a new table. `key` is its name in every row that is kept."""
+        self.key, self.columns = key, []
+        self.titles[key] = text
+        print(f"\n{text}" + (f"\n({note})" if note else ""), flush=True)
 
     def add(self, what: str, unit: str, **numbers: float | None) -> None:
-        """One row; tinyft's own number first, then what it is to be compared with."""
-        self.rows.append({"what": what, "unit": unit, **numbers})
-        cells = "".join(f"  {name} {_short(value):>6}" for name, value in numbers.items() if value is not None)
-        print(f"  {what:38}{unit:>9}{cells}", flush=True)
+        """One row. Columns named share or of_... hold a part of 1 and are shown in percent."""
+        self.rows.append({"table": self.key, "what": what, "unit": unit, **numbers})
+        widths = {name: max(8, len(name) + 2) for name in numbers}
+        if list(numbers) != self.columns:
+            self.columns = list(numbers)
+            print(f"  {'':38}{'':8}" + "".join(f"{name:>{width}}" for name, width in widths.items()))
+        cells = "".join(f"{_short(name, numbers[name]):>{width}}" for name, width in widths.items())
+        print(f"  {what:38}{unit:>8}{cells}", flush=True)
 
 
-def _short(value: float) -> str:
+def _short(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "share" or name.startswith("of_"):
+        return f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
     if value == 0:
         return "0"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
