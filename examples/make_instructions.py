@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_set(options.output / f"{name}.json", examples)
     except OSError as error:
         stop(f"cannot write to {options.output}: {error.strerror}; give --output a folder")
-    counts = {name: Counter(example["family"] for example in examples) for name, examples in sets.items()}
+    counts = {name: Counter(example["family"].split("/")[1] for example in examples) for name, examples in sets.items()}
     print(f"{'family':14}{'train':>7}{'items':>7}{'phrasings':>11}  difficulty", file=sys.stderr)
     for name, family in FAMILIES.items():
         train, items, new = (counts[part][name] for part in sets)

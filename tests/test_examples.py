@@ -328,3 +328,28 @@ def test_help(script, monkeypatch, capsys):
     assert in_process(script, ["--help"], monkeypatch, capsys) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ") and f"python examples/{script} " in text
+
+
+# ---- compare_runs.py
+
+
+def test_compare_runs_draws_and_says_where_each_ended(tuned, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed, and plots need it")
+    folder, _ = tuned
+    result = example("compare_runs.py", folder, folder, "--output", tmp_path / "both.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"best validation loss \d\.\d+ at step \d of 3", result.stdout)
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (None, "is missing"), ("", "no steps yet"), ('{"kind": "other"}\n', "line 1: not an event"),
+    ("nonsense\n", "line 1"),
+])
+def test_compare_runs_refuses_what_is_no_run(tmp_path, text, expected):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed, and plots need it")
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    result = example("compare_runs.py", tmp_path, cwd=tmp_path)
+    assert result.returncode != 0
+    assert expected in error_line(result)

@@ -12,7 +12,7 @@ from tinyft.kernels.adamw import adamw_step, sum_of_squares
 from tinyft.kernels.embedding import COLUMNS, embedding_backward, sum_rows
 from tinyft.kernels.gelu import BLOCK as GELU_BLOCK
 from tinyft.kernels.gelu import gelu_backward, gelu_forward
-from tinyft.kernels.loss import cross_entropy_in_place
+from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
 from tinyft.kernels.norm import PARTS, layer_norm_backward, layer_norm_forward
 from tinyft.kernels.softmax import softmax_backward, softmax_forward
 
@@ -208,6 +208,11 @@ def test_cross_entropy(rng, dtype, rows, width, logit_size):
     bound = scale * (p * (e + 2 * gap * eps(dtype) + moved[:, None]) + 2 * eps(dtype) * np.abs(expected))
     bound += scale * eps(dtype) * (np.arange(width) == targets[:, None]) + float(np.finfo(dtype).tiny)
     assert_within(gradient, scale * expected, bound)
+    before, some = logits.copy(), np.where(np.arange(rows) % 3 == 1, -100, targets)
+    apart_losses, apart = cross_entropy_and_gradient(logits, some, scale)
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_array_equal(apart_losses, np.where(some < 0, 0, losses))
+    np.testing.assert_array_equal(apart, np.where(some[:, None] < 0, 0, gradient))
 
 
 @pytest.mark.parametrize("width", [1, 2, 17, 64])

@@ -43,11 +43,11 @@ def test_any_shape(rows, depth, columns, turns, dtype, extra, seed):
 
 @pytest.mark.parametrize("a_turned", [False, True])
 def test_more_rows_and_columns_than_one_block(rng, a_turned):
-    # 1,100 rows are three blocks of A; 2,400 columns more than the packed panels of B hold at once (float32:
-    # 8 MB / (896 x 4 bytes) = 2,340).
+    # 1,100 rows are three blocks of A; 2,100 columns more than the packed panels of B hold at once (float32:
+    # 8 MB / (1,024 x 4 bytes) = 2,048).
     check_matmul(rng, 1100, 400, 50, np.float32, a_turned=a_turned)
-    check_matmul(rng, 30, K_BLOCK, 2400, np.float32, a_turned=a_turned, bias=True)
-    check_matmul(rng, 30, 2 * K_BLOCK - 1, 2400, np.float32, b_turned=True, accumulate=True)
+    check_matmul(rng, 30, K_BLOCK, 2100, np.float32, a_turned=a_turned, bias=True)
+    check_matmul(rng, 30, 2 * K_BLOCK - 1, 2100, np.float32, b_turned=True, accumulate=True)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(0, 3, 4), (3, 4, 0), (0, 0, 0), (1, 5, 0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinyft import Entry
-from tinyft.scoring import by_family, exact_match, normalise
+from tinyft.scoring import by_family, exact_match, normalise, score_table
 
 
 @pytest.mark.parametrize("reply, expected", [
@@ -45,3 +45,12 @@ def test_by_family():
     assert by_family([], []) == {}
     with pytest.raises(ValueError):
         by_family(entries, ["yes"])
+
+
+def test_score_table_counts_families_and_groups():
+    row = {"entries": 4, "before": 0, "after": 1}
+    table = score_table({"new": {"easy/a": row, "easy/b": row | {"after": 3}, "hard/c": row, "d": row}})
+    lines = [line.split() for line in table.splitlines() if line]
+    assert lines == [["new", "entries", "before", "after"], ["easy", "8", "0%", "50%"], ["a", "4", "0%", "25%"],
+                     ["b", "4", "0%", "75%"], ["hard", "4", "0%", "25%"], ["c", "4", "0%", "25%"],
+                     ["d", "4", "0%", "25%"], ["all", "together", "16", "0%", "38%"]]

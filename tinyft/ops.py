@@ -13,7 +13,7 @@ from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward, sum_rows
 from .kernels.gelu import gelu_backward, gelu_forward
 from .kernels.jit import HAS_BFLOAT16
-from .kernels.loss import cross_entropy_in_place
+from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
 from .kernels.matmul import matmul as multiply_arrays
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
@@ -360,12 +360,16 @@ def cross_entropy(logits, targets):
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"cross_entropy: targets are {targets.shape}, expected {logits.shape[:-1]} "
                          f"to match logits {logits.shape}")
-    live = _live_rows("cross_entropy", targets.reshape(-1), logits.shape[-1])
-    dlogits = np.zeros(logits.shape, logits.dtype)
-    rows = logits.reshape(-1, logits.shape[-1])[live]
-    losses = cross_entropy_in_place(rows, targets.reshape(-1)[live], 1 / max(1, live.size))
-    dlogits.reshape(-1, logits.shape[-1])[live] = rows
-    return losses.sum() / logits.dtype.type(max(1, live.size)), lambda dout: (dout * dlogits, None)
+    live = _live_rows("cross_entropy", targets.reshape(-1), logits.shape[-1]).size
+    flat_targets = targets.reshape(-1).astype(np.int64)
+    losses, dlogits = cross_entropy_and_gradient(_as_rows(logits), flat_targets, 1 / max(1, live))
+
+    def backward(dout):
+        if dout != 1:
+            np.multiply(dlogits, dout, out=dlogits)
+        return Given(dlogits.reshape(logits.shape)), None
+
+    return losses.sum() / logits.dtype.type(max(1, live)), backward
 
 
 @op

@@ -109,7 +109,7 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
     if len(steps) >= 60:
         axes.plot(epochs, [event["loss"] for event in steps], color="0.8", linewidth=0.8,
                   label="training, each step")
-    axes.plot(epochs, _smooth([event["loss"] for event in steps]), color="tab:blue", label="training")
+    axes.plot(epochs, smooth([event["loss"] for event in steps]), color="tab:blue", label="training")
     if evaluations:
         axes.plot([event["epoch"] for event in evaluations], [event["loss"] for event in evaluations],
                   color="tab:orange", marker="o", markersize=3, label="validation")
@@ -129,7 +129,7 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
     return True
 
 
-def _smooth(values: list[float]) -> list[float]:
+def smooth(values: list[float]) -> list[float]:
     """A running mean over about a thirtieth of the run."""
     window = max(1, len(values) // 30)
     return [sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])

@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .instructions import Entry
 
@@ -60,14 +60,23 @@ def compare_by_family(tests: dict[str, list[Entry]], before: Sequence[str], afte
 
 
 def score_table(scores: dict) -> str:
-    """What `compare_by_family` found, as text."""
+    """What `compare_by_family` found, as text. Families named "group/name" are counted by group as well."""
     lines = []
     for title, rows in scores.items():
-        lines.append(f"{title:24}{'entries':>8}{'before':>9}{'after':>9}")
+        lines.append(f"{title:26}{'entries':>8}{'before':>9}{'after':>9}")
+        groups: dict[str, dict] = {}
         for family, row in rows.items():
-            n = row["entries"]
-            lines.append(f"  {family:22}{n:>8}{row['before'] / n:>9.0%}{row['after'] / n:>9.0%}")
-        total = sum(row["entries"] for row in rows.values())
-        before, after = (sum(row[key] for row in rows.values()) for key in ("before", "after"))
-        lines.append(f"  {'all together':22}{total:>8}{before / total:>9.0%}{after / total:>9.0%}\n")
+            group, _, name = family.rpartition("/")
+            groups.setdefault(group, {})[name] = row
+        for group, families in groups.items():
+            if group:
+                lines.append(_score_line(f"  {group}", families.values()))
+            lines += [_score_line(f"{'  ' * bool(group)}  {name}", [row]) for name, row in families.items()]
+        lines += [_score_line("  all together", rows.values()), ""]
     return "\n".join(lines)
+
+
+def _score_line(name: str, rows: Iterable[dict]) -> str:
+    rows = list(rows)
+    n, before, after = (sum(row[key] for row in rows) for key in ("entries", "before", "after"))
+    return f"{name:26}{n:>8}{before / n:>9.0%}{after / n:>9.0%}"

@@ -19,8 +19,9 @@ AdamW(model).step(1e-4, max_norm=1.0)
 
 
 def _python(code: str, **environment: str) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment},
-                   stderr=subprocess.DEVNULL)
+    # Python is to keep its bytecode as it does for everybody who has not forbidden it.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=inherited | environment, stderr=subprocess.DEVNULL)
 
 
 def _imports(table: Table) -> None:

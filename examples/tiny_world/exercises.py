@@ -17,7 +17,7 @@ from .tables import names, rows
 
 # How often each exercise appears in the corpus, compared with the others.
 SHARES = {
-    "passive": 5, "tense": 2, "negate": 4, "repeat": 3, "first": 2, "last": 4, "remark": 3, "passage": 5,
+    "passive": 5, "tense": 2, "negate": 4, "repeat": 5, "echo": 10, "first": 2, "last": 4, "remark": 3, "passage": 5,
     "count": 4, "sort": 4, "letters": 1, "odd": 4, "add": 3,
 }  # fmt: skip
 
@@ -58,6 +58,19 @@ def _tense(dice: Dice) -> dict[str, str]:
 def _negate(dice: Dice) -> dict[str, str]:
     plain, negated = sentences.plain_and_negated(dice)
     return {"plain": plain, "negated": negated}
+
+
+@cache
+def _all_words() -> tuple[str, ...]:
+    nouns = (form for row in rows("nouns") for form in (row["noun"], row["plural"]))
+    verbs = (form for row in rows("verbs") for form in (row["base"], row["past"]))
+    return tuple(dict.fromkeys((*nouns, *verbs, *names())))
+
+
+def _echo(dice: Dice) -> dict[str, str]:
+    """Words that nobody could guess: the second time they can only be copied, which is what this teaches."""
+    text = " ".join(dice.several(_all_words(), dice.number(4, 12)))
+    return {"list": text, "list_cap": capitalise(text)}
 
 
 def _sentence(dice: Dice) -> dict[str, str]:
@@ -110,7 +123,7 @@ def _add(dice: Dice) -> dict[str, str]:
 
 
 DRAW = {
-    "passive": _passive, "tense": _tense, "negate": _negate, "repeat": _sentence, "first": _sentence,
+    "passive": _passive, "tense": _tense, "negate": _negate, "repeat": _sentence, "echo": _echo, "first": _sentence,
     "last": _sentence, "remark": _remark, "passage": _passage, "count": _count, "sort": _sort,
     "letters": _letters, "odd": _odd, "add": _add,
 }  # fmt: skip

@@ -203,7 +203,7 @@ def _examples(
         if (instruction, given) not in taken:
             taken.add((instruction, given))
             example = {"instruction": instruction, "input": given, "output": slots["output"]}
-            found.append(example | {"family": name})
+            found.append(example | {"family": f"{FAMILIES[name].difficulty}/{name}"})
     return found
 
 

@@ -37,3 +37,22 @@ def cross_entropy_in_place(logits, targets, scale):
     for row in prange(logits.shape[0]):
         losses[row] = _softmax_minus_target(logits[row], targets[row], scale)
     return losses
+
+
+@jit
+def _loss_of_row(logits, target, scale, dlogits):
+    if target < 0:
+        dlogits[:] = 0
+        return logits.dtype.type(0)
+    dlogits[:] = logits
+    return _softmax_minus_target(dlogits, target, scale)
+
+
+@jit(parallel=True)
+def cross_entropy_and_gradient(logits, targets, scale):
+    """As above, but leaves `logits` alone: losses (rows,) and the gradient (rows, V), both 0 where target < 0."""
+    losses, dlogits = np.empty(logits.shape[0], logits.dtype), np.empty_like(logits)
+    scale = logits.dtype.type(scale)
+    for row in prange(logits.shape[0]):
+        losses[row] = _loss_of_row(logits[row], targets[row], scale, dlogits[row])
+    return losses, dlogits

@@ -27,7 +27,7 @@ from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
 from .simd import Vectors, lanes_of, new_counter, numbers_per_item, pointer_to, take_number
 
-K_BLOCK = 896  # A panel of B is at most K_BLOCK x 128 bytes = 112 KB with AVX-512.
+K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
 ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
 COLUMN_BLOCK_BYTES = 8 * 1024 * 1024  # The packed panels of B: a part of L3.
 
@@ -189,7 +189,7 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
     depth = a.shape[0] if a_turned else a.shape[1]
     tile_columns = TILE_VECTORS * lanes_of(c)
     items = numbers_per_item(packed_b)
-    k_step = _even_step(depth, K_BLOCK, items)
+    k_step = _even_step(depth, K_BLOCK * items, items)
     column_block = _even_step(columns, packed_b.size // (k_step // items * tile_columns) * tile_columns, tile_columns)
     # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
     # columns are divided as well.

@@ -1,0 +1,75 @@
+"""Draw the losses of several runs in one plot, to see what an option changes.
+
+A run is an output folder of finetune_alpaca.py or pretrain.py; its metrics.jsonl is read.
+"""
+
+import json
+from pathlib import Path
+
+from tinyft import cli
+from tinyft.files import read_text, replacing
+from tinyft.report import smooth
+
+EXAMPLES = """\
+  python examples/finetune_alpaca.py --output-dir runs/float32
+  python examples/finetune_alpaca.py --output-dir runs/bfloat16 --dtype bfloat16
+  python examples/compare_runs.py runs/float32 runs/bfloat16 --output both.png
+"""
+
+
+def parse_arguments():
+    """The command line."""
+    parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
+    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE.png", help="where the plot goes")
+    parser.add_argument("--title", default="", help="stands above the plot")
+    return parser.parse_args()
+
+
+def read_run(folder: Path) -> dict[str, list[dict]]:
+    """The steps and the evaluations of a run."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {folder} is not the output folder of a run")
+    events: dict[str, list[dict]] = {"step": [], "evaluation": []}
+    for number, line in enumerate(read_text(path).splitlines(keepends=True), 1):
+        try:
+            event = json.loads(line)
+            events[event["kind"]].append(event)
+        except (ValueError, KeyError, TypeError):
+            if line.endswith("\n"):  # else it is the last line of a run that goes on or was killed
+                raise ValueError(f"{path}, line {number}: not an event of a run") from None
+    if not events["step"]:
+        raise ValueError(f"{path}: the run has no steps yet")
+    return events
+
+
+def main() -> None:
+    """Read the runs, draw them, and say where each ended."""
+    options = parse_arguments()
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing needs matplotlib: pip install matplotlib") from None
+    runs = {str(folder): read_run(folder) for folder in options.runs}
+    figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="tight")
+    axes = figure.subplots()
+    for number, (name, events) in enumerate(runs.items()):
+        steps, evaluations, colour = events["step"], events["evaluation"], f"C{number}"
+        axes.plot([e["step"] for e in steps], smooth([e["loss"] for e in steps]), color=colour, linewidth=1,
+                  label=f"{name}, training")
+        if evaluations:
+            axes.plot([e["step"] for e in evaluations], [e["loss"] for e in evaluations], "o--", color=colour,
+                      markersize=3, linewidth=0.8, label=f"{name}, validation")
+            best = min(evaluations, key=lambda e: e["loss"])
+            print(f"{name}: best validation loss {best['loss']:.4f} at step {best['step']} of {steps[-1]['step']}")
+    axes.set(xlabel="steps", ylabel="loss (nats per token)", title=options.title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    with replacing(options.output) as beside:
+        figure.savefig(beside, format="png")
+    print(f"drawn to {options.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
