@@ -56,8 +56,9 @@ def main() -> None:
     axes = figure.subplots()
     for number, (name, events) in enumerate(runs.items()):
         steps, evaluations, colour = events["step"], events["evaluation"], f"C{number}"
-        axes.plot([e["step"] for e in steps], smooth([e["loss"] for e in steps]), color=colour, linewidth=1,
-                  label=f"{name}, training")
+        # Broader lines below, so that curves on top of each other can all be seen.
+        axes.plot([e["step"] for e in steps], smooth([e["loss"] for e in steps]), color=colour,
+                  linewidth=1 + 2 * (len(runs) - 1 - number), label=f"{name}, training")
         if evaluations:
             axes.plot([e["step"] for e in evaluations], [e["loss"] for e in evaluations], "o--", color=colour,
                       markersize=3, linewidth=0.8, label=f"{name}, validation")
