@@ -1,5 +1,6 @@
 """Cached decoding against the whole forward pass, the sampling rules, where generation ends, and streamed text."""
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,21 @@ def test_the_cache_in_float32():
     assert all(step.dtype == np.float32 for step in steps)
     whole = model(ids).data[0]
     np.testing.assert_allclose(steps, whole[3:], rtol=0, atol=5e-6 * np.abs(whole).max())
+
+
+def test_a_small_model_decodes_with_one_thread_and_gives_the_others_back():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("Numba has one thread here")
+    model, seen, logits, before = make_model(seed=1), [], [], numba.get_num_threads()
+    run = model._run
+    model._run = lambda *args: seen.append(numba.get_num_threads()) or run(*args)
+    for model.decodes_alone in (True, False):
+        cache = KVCache(model.config)
+        model.prefill([1, 2, 3], cache)
+        logits.append(model.decode_one_token(4, cache))
+        assert numba.get_num_threads() == before
+    assert seen == [before, 1, before, before]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_the_cache_refuses_what_does_not_fit(model):

@@ -4,10 +4,12 @@ Inside, a batch has no padding: its rows stand one after the other as N tokens, 
 know where each row starts. All else in a transformer works on single tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from numba import get_num_threads, set_num_threads
 
 from . import ops
 from .kernels.attention import attention_decode
@@ -104,6 +106,21 @@ class Block(Module):
         return x + self.drop(self.mlp(self.ln_2(x)), rng)
 
 
+# One token of a model with fewer parameters than this is too little work to share: waking another thread costs as
+# much as it helps, and far more where another program keeps that thread waiting.
+SHARED_DECODING = 8_000_000
+
+
+@contextmanager
+def _with_threads(n: int) -> Iterator[None]:
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
 class KVCache:
     """Keys and values of the tokens so far, so that a new token costs one token's work."""
 
@@ -140,6 +157,7 @@ class GPT2(Module):
         self.h = [Block(config, rng, dtype) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, dtype=dtype)
         self.drop = Dropout(config.embd_pdrop)
+        self.decodes_alone = self.n_parameters() < SHARED_DECODING
 
     def set_dropout(self, p: float) -> None:
         """Use one dropout probability everywhere, whatever the config says; for training only."""
@@ -223,7 +241,7 @@ class GPT2(Module):
             keys, values = cache.keys[layer], cache.values[layer]
             return Tensor(attention_decode(np.ascontiguousarray(query), keys, values, position + 1).reshape(1, -1))
 
-        with no_grad():
+        with no_grad(), _with_threads(1 if self.decodes_alone else get_num_threads()):
             last = self._run(np.array([token]), np.array([position]), attend).data
             cache.length += 1
             return self._logits(last)
