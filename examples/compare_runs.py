@@ -51,6 +51,8 @@ def main() -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("drawing needs matplotlib: pip install matplotlib") from None
+    if not options.output.resolve().parent.is_dir():
+        raise ValueError(f"--output {options.output}: there is no such folder")
     runs = {str(folder): read_run(folder) for folder in options.runs}
     figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="tight")
     axes = figure.subplots()
