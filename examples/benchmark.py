@@ -53,6 +53,8 @@ def check(options) -> None:
     for name, path in (("json", options.json), ("chart", options.chart)):
         if path and not path.resolve().parent.is_dir():
             raise ValueError(f"--{name} {path}: there is no such folder")
+        if path and path.is_dir():
+            raise ValueError(f"--{name} {path}: that is a folder, expected a file's name")
     if options.chart:
         charts.check(options.chart)
     if options.saved and not options.chart:

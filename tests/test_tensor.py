@@ -539,3 +539,11 @@ def test_gradients_are_kept_for_leaves_only():
     y.sum().backward()
     assert y.grad is None and y.node.grad is None
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("targets", [np.array([0.9, 1.7]), np.array([True, False])])
+def test_targets_that_are_no_integers_are_refused(targets):
+    with pytest.raises(TypeError, match="expected integers"):
+        ops.cross_entropy(Tensor(np.ones((2, 3))), targets)
+    with pytest.raises(TypeError, match="expected integers"):
+        ops.linear_cross_entropy(Tensor(np.ones((2, 3))), Tensor(np.ones((4, 3))), targets)

@@ -343,6 +343,8 @@ def dropout(x, *, p, rng):
 
 def _live_rows(name: str, targets: np.ndarray, vocabulary: int) -> np.ndarray:
     """Indices of the targets that count."""
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"{name}: targets are {targets.dtype}, expected integers")
     live = np.flatnonzero(targets != IGNORE)
     chosen = targets[live]
     if live.size and not (0 <= chosen.min() and chosen.max() < vocabulary):
@@ -365,7 +367,7 @@ def cross_entropy(logits, targets):
     losses, dlogits = cross_entropy_and_gradient(_as_rows(logits), flat_targets, 1 / max(1, live))
 
     def backward(dout):
-        if dout != 1:
+        if dout != 1:  # in place, since a graph is walked back only once
             np.multiply(dlogits, dout, out=dlogits)
         return Given(dlogits.reshape(logits.shape)), None
 

@@ -81,7 +81,7 @@ class Tensor:
         if requires_grad and self.data.dtype not in FLOATS:
             raise TypeError(f"Tensor: requires_grad needs float32 or float64, got {self.data.dtype}")
         self.grad: np.ndarray | None = None
-        self.owned = False  # whether nobody else can hold `grad`, so that it may be added to in place
+        self.owned = False  # whether `grad` was made here, so that a second backward() adds to it in place
         self.requires_grad = requires_grad or node is not None
         self.node = node
 

@@ -28,7 +28,7 @@ def _bytes(*values) -> int:
 
 
 def _product(result, a, b, *args, **options) -> Cost:
-    """(M, K) @ (K, N), with what `matmul` does to each block on the way. Gradients are told by the factor turned."""
+    """(M, K) @ (K, N). Gradients are told by the factor that is turned."""
     if VOCABULARY in (*a.shape, *b.shape):
         row = "output layer, products both ways"
     elif not a.flags.c_contiguous:
@@ -36,7 +36,7 @@ def _product(result, a, b, *args, **options) -> Cost:
     elif not b.flags.c_contiguous:
         row = "blocks, products for input gradients"
     else:
-        row = "blocks, products forward" if options.get("gelu") is None else "blocks, product and GELU forward"
+        row = "blocks, products forward"
     return row, 2 * a.shape[0] * a.shape[1] * b.shape[1], 0
 
 
