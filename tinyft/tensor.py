@@ -177,7 +177,7 @@ def _walk_back(last: Node | Tensor, gradient: np.ndarray) -> None:
 
 
 def _accumulate(target: Node | Tensor, gradient: Gradient) -> None:
-    """Add a gradient to target.grad, in place only where no one else can see that array.
+    """Add a gradient to target.grad, in place only where that array was made here, or given away.
 
     A first gradient is kept as it is in a node, where it will only be read, and copied in a leaf, whose
     gradient users may change.

@@ -142,7 +142,7 @@ def make_step() -> Callable[[np.ndarray, np.ndarray], dict[str, list[float]]]:
 
 def _add_row(table: Table, what: str, whole: float, seconds: float, operations: float = 0, moved: float = 0,
              floor: float = 0) -> None:
-    """floor: seconds that the machine needs at least."""
+    """floor: seconds at the measured peak of arithmetic or speed of reading."""
     table.add(what, "ms", time=1000 * seconds, share=seconds / whole, **{
         "GFLOP/s": operations / seconds / 1e9 if operations else None,
         "GB/s": moved / seconds / 1e9 if moved else None,
@@ -171,6 +171,6 @@ def measure(table: Table, before: dict[str, float], threads: int, rounds: int = 
     machine = {what: max(value, before[what]) for what, value in limits().items()}
     for batch, taken in answers.items():
         table.title(f"account_{batch}", f"where a step goes, GPT-2 124M, float32, {describe(batch)}",
-                    f"floor: at {machine['peak']:.0f} GFLOP/s or {machine['bandwidth']:.0f} GB/s; of_limit: "
-                    "floor / time, above 100 % where data is still in the cache")
+                    f"floor: at {machine['peak']:.0f} GFLOP/s or {machine['bandwidth']:.0f} GB/s of plain reading; of_limit: "
+                    "floor / time, above 100 % where a kernel moves more than that")
         _show(table, [answer["step"] for answer in taken], machine)
