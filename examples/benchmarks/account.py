@@ -171,6 +171,6 @@ def measure(table: Table, before: dict[str, float], threads: int, rounds: int = 
     machine = {what: max(value, before[what]) for what, value in limits().items()}
     for batch, taken in answers.items():
         table.title(f"account_{batch}", f"where a step goes, GPT-2 124M, float32, {describe(batch)}",
-                    f"floor: at {machine['peak']:.0f} GFLOP/s or {machine['bandwidth']:.0f} GB/s of plain reading; of_limit: "
-                    "floor / time, above 100 % where a kernel moves more than that")
+                    f"floor: at {machine['peak']:.0f} GFLOP/s or {machine['bandwidth']:.0f} GB/s of plain reading; "
+                    "of_limit: floor / time, above 100 % where a kernel moves more than that")
         _show(table, [answer["step"] for answer in taken], machine)
