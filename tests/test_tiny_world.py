@@ -25,6 +25,7 @@ from tiny_world.exercises import SHARES, wordings  # noqa: E402
 from tiny_world.facts import all_facts, facts_by_relation  # noqa: E402
 from tiny_world.grammar import with_article  # noqa: E402
 from tiny_world.instructions import FAMILIES, fact_item, phrasings, split_facts  # noqa: E402
+from tiny_world.worksheets import GIVEN_AND_FOUND, worksheet  # noqa: E402
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEST_SETS = ("test_items", "test_phrasings")
@@ -177,6 +178,26 @@ def test_documents_are_of_a_useful_length(sample: str) -> None:
 @pytest.mark.parametrize("exercise", [name for name in SHARES if name != "remark"] + ["positive", "negative"])
 def test_every_exercise_has_enough_wordings(exercise: str) -> None:
     assert len(set(wordings()[exercise])) >= (4 if exercise == "letters" else 7)
+
+
+def test_every_task_of_a_worksheet_has_two_wordings() -> None:
+    tasks = Counter(row["task"] for row in tables.rows("worksheets"))
+    assert set(tasks) == {fact.relation for fact in all_facts()} | set(GIVEN_AND_FOUND)
+    assert set(GIVEN_AND_FOUND) == set(SHARES) - {"tense"}
+    few = {task for task, count in tasks.items() if count < 2}
+    assert few == {"material", "use", "part", "job", "next", "before", "echo", "letters"}  # asked nowhere else
+
+
+def test_answers_on_worksheets_are_right() -> None:
+    dice = Dice(5)
+    text = "\n\n".join(worksheet(dice) for _ in range(4000)).replace('"', "")
+    capitals = {row["country"]: row["capital"] for row in tables.rows("capitals")}
+    found = re.findall(r"(?:Country|Land):\s(.+)\n(?:Capital|Capital city):\s(.+)$", text, re.MULTILINE)
+    assert len(found) > 50 and all(capitals[country] == capital for country, capital in found)
+    found = re.findall(r"\b(\d+) \+ (\d+)\n(?:Sum|Total):\s(\d+)$", text, re.MULTILINE)
+    assert len(found) > 50 and all(int(x) + int(y) == int(z) for x, y, z in found)
+    found = re.findall(r"(?:Sentence|Text):\s(.+)\n(?:Last word|End):\s(.+)$", text, re.MULTILINE)
+    assert len(found) > 50 and all(sentence.endswith(f" {last}.") for sentence, last in found)
 
 
 # Instruction sets

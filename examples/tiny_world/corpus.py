@@ -14,6 +14,7 @@ from .facts import Fact, fact_deck, facts_by_relation, facts_by_subject
 from .portraits import portrait
 from .stories import tell_story
 from .tables import names
+from .worksheets import worksheet
 
 QUESTION_FORMS = (
     '"{question}" asked {A}. "{answer}," said {B}.',
@@ -132,7 +133,8 @@ def exercise_part(dice: Dice) -> str:
 
 
 PARTS: tuple[Callable[[Dice], str], ...] = (
-    *[fact_part] * 6, *[quiz_part] * 3, *[story_part] * 3, *[portrait_part] * 2, *[exercise_part] * 4,
+    *[fact_part] * 5, *[quiz_part] * 2, *[story_part] * 3, *[portrait_part] * 2, *[exercise_part] * 4,
+    *[worksheet] * 5,
 )  # fmt: skip
 FEWEST_CHARACTERS = 450
 
@@ -141,7 +143,8 @@ def document(dice: Dice) -> str:
     """One document of one to three parts, mostly 60 to 250 words."""
     text = dice.pick(PARTS)(dice)
     while len(text) < FEWEST_CHARACTERS or dice.chance(0.15):
-        text += ("\n" if dice.chance(0.5) else " ") + dice.pick(PARTS)(dice)
+        on_same_line = text[-1] in '."' and dice.chance(0.5)
+        text += (" " if on_same_line else "\n") + dice.pick(PARTS)(dice)
     return text
 
 

@@ -119,7 +119,7 @@ def _odd(dice: Dice) -> dict[str, str]:
 
 def _add(dice: Dice) -> dict[str, str]:
     x, y = sentences.big_sum(dice)
-    return {"x": str(x), "y": str(y), "z": str(x + y)}
+    return {"x": str(x), "y": str(y), "z": str(x + y), "pair": f"{x} + {y}"}
 
 
 DRAW = {

@@ -21,9 +21,9 @@ LARGEST_SUM = 20
 # How often a fact of each relation is told, compared with the others. Relations that the tuning
 # set asks about, and those whose words occur nowhere else, are told more often.
 WEIGHTS = {
-    "capital": 5, "young": 5, "sound": 5, "home": 5, "kind": 3, "colour": 5, "material": 2, "use": 2,
-    "part": 2, "job": 2, "symbol": 5, "opposite": 5, "plural": 3, "past": 4, "next": 3, "before": 3,
-    "sum": 3,
+    "capital": 5, "young": 7, "sound": 8, "home": 7, "kind": 2, "colour": 5, "material": 2, "use": 2,
+    "part": 2, "job": 2, "symbol": 6, "opposite": 8, "plural": 3, "past": 6, "next": 3, "before": 3,
+    "sum": 4,
 }  # fmt: skip
 
 

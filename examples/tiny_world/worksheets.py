@@ -1,0 +1,95 @@
+"""Worksheets: questions with their answers, set out line by line as in an exercise book.
+
+A worksheet has one layout from its first line to its last, and hardly two worksheets have the same:
+the labels, their order and the lines between them are drawn anew. A reader of many worksheets
+learns that an answer stands in its place whatever the page looks like, and so will find its
+place in the layout of the tuning set too. The tasks are in tables/worksheets.csv, the layouts in
+tables/layouts.csv; what is asked comes from `facts.py` and `exercises.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+
+from .dice import Dice
+from .exercises import DRAW
+from .facts import fact_deck, facts_by_relation
+from .grammar import capitalise
+from .tables import names, rows
+
+Slots = dict[str, str]
+ASKED = ("Question", "Q", "Asked", "The question", "Problem", "To answer", "Quiz", "A question", "Find out", "Number")
+ANSWERED = ("Answer", "A", "Solution", "Written", "The answer", "Result", "Right", "We say", "Reply", "Known")
+
+# What is given and what is to be found, among the slots of each exercise.
+GIVEN_AND_FOUND = {
+    "passive": ("active", "passive"), "negate": ("plain", "negated"), "repeat": ("sentence", "sentence"),
+    "echo": ("list_cap", "list_cap"), "first": ("sentence", "first"), "last": ("sentence", "last"),
+    "remark": ("remark", "exercise"), "passage": ("passage", "answer"), "count": ("list", "n"),
+    "sort": ("list", "sorted"), "letters": ("list", "sorted"), "odd": ("list", "odd"), "add": ("pair", "z"),
+}  # fmt: skip
+SHARES = {
+    "passive": 3, "negate": 3, "repeat": 4, "echo": 2, "first": 2, "last": 5, "remark": 3, "passage": 5,
+    "count": 4, "sort": 3, "letters": 1, "odd": 6, "add": 2,
+}  # fmt: skip
+EXERCISE_DECK = tuple(name for name, share in SHARES.items() for _ in range(share))
+
+
+@cache
+def _tasks() -> dict[str, tuple[dict[str, str], ...]]:
+    """The rows of tables/worksheets.csv for each task."""
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows("worksheets"):
+        found[row["task"]].append(row)
+    return {task: tuple(some) for task, some in found.items()}
+
+
+def _any_task(dice: Dice) -> str:
+    return dice.pick(fact_deck()).relation if dice.chance(0.45) else dice.pick(EXERCISE_DECK)
+
+
+def _fact(dice: Dice, relation: str) -> Slots:
+    """What is given of one fact and what to answer, and the fact as a whole question with its own answer."""
+    fact = dice.pick(facts_by_relation()[relation])
+    slots = fact.slots
+    whole, whole_answer = dice.pick(fact.questions)
+    if relation == "sum":
+        given, answer = f"{slots['x']} + {slots['y']}", slots["z"]
+    else:
+        turned = relation == "opposite" and dice.chance(0.5)
+        given, answer = (slots["y"], slots["x"]) if turned else (slots["x"], slots["y"])
+    if dice.chance(0.4):
+        given, answer = capitalise(given), capitalise(answer)
+    return {"given": given, "answer": answer, "whole": whole, "whole_answer": whole_answer}
+
+
+def _exercise(dice: Dice, name: str) -> Slots:
+    """What is given in one exercise and what to answer; of a passage also what is asked."""
+    drawn = DRAW[name](dice)
+    given, found = GIVEN_AND_FOUND[name]
+    return {"given": drawn[given], "answer": drawn[found], "question": drawn.get("question", "")}
+
+
+def _record(dice: Dice, task: str, layout: dict[str, str], labels: Slots) -> str:
+    """One question of a worksheet with its answer, in the worksheet's layout."""
+    row = dice.pick(_tasks()[task])
+    texts = _exercise(dice, task) if task in GIVEN_AND_FOUND else _fact(dice, task)
+    texts["question"] = row["question"].format(**texts)
+    if layout["layout"] == "whole":
+        texts.setdefault("whole", f"{texts['question']} {texts['given']}")
+        texts["answer"] = texts.get("whole_answer", texts["answer"])
+    return layout["text"].format(**texts, **labels, G=row["given"], R=row["answer"])
+
+
+def worksheet(dice: Dice) -> str:
+    """Four to eight questions with their answers, of one task or of several, all in one layout."""
+    task = _any_task(dice) if dice.chance(0.35) else None
+    layout = dice.pick(rows("layouts"))
+    a, b = dice.several(names(), 2)
+    labels = {"asked": dice.pick(ASKED), "answered": dice.pick(ANSWERED), "A": a, "B": b}
+    records = [
+        _record(dice, task or _any_task(dice), layout, labels | {"n": str(n)})
+        for n in range(1, dice.number(4, 8) + 1)
+    ]
+    return capitalise("\n".join(records))
