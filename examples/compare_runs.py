@@ -21,21 +21,21 @@ def parse_arguments():
     """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
-    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE.png", help="where the plot goes")
+    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE", help="where the plot goes, as .png, .svg or .pdf")
     parser.add_argument("--title", default="", help="stands above the plot")
     return parser.parse_args()
 
 
-def read_run(folder: Path) -> dict[str, list[dict]]:
-    """The steps and the evaluations of a run."""
+def read_run(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The steps and the evaluations of a run, each with its loss."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing; {folder} is not the output folder of a run")
-    events: dict[str, list[dict]] = {"step": [], "evaluation": []}
+    events: dict[str, list[tuple[int, float]]] = {"step": [], "evaluation": []}
     for number, line in enumerate(read_text(path).splitlines(keepends=True), 1):
         try:
             event = json.loads(line)
-            events[event["kind"]].append(event)
+            events[event["kind"]].append((int(event["step"]), float(event["loss"])))
         except (ValueError, KeyError, TypeError):
             if line.endswith("\n"):  # else it is the last line of a run that goes on or was killed
                 raise ValueError(f"{path}, line {number}: not an event of a run") from None
@@ -58,19 +58,20 @@ def main() -> None:
     axes = figure.subplots()
     for number, (name, events) in enumerate(runs.items()):
         steps, evaluations, colour = events["step"], events["evaluation"], f"C{number}"
+        label = name.replace("$", r"\$")  # matplotlib would set it as a formula
         # Broader lines below, so that curves on top of each other can all be seen.
-        axes.plot([e["step"] for e in steps], smooth([e["loss"] for e in steps]), color=colour,
-                  linewidth=1 + 2 * (len(runs) - 1 - number), label=f"{name}, training")
+        axes.plot([step for step, _ in steps], smooth([loss for _, loss in steps]), color=colour,
+                  linewidth=1 + 2 * (len(runs) - 1 - number), label=f"training, {label}")
         if evaluations:
-            axes.plot([e["step"] for e in evaluations], [e["loss"] for e in evaluations], "o--", color=colour,
-                      markersize=3, linewidth=0.8, label=f"{name}, validation")
-            best = min(evaluations, key=lambda e: e["loss"])
-            print(f"{name}: best validation loss {best['loss']:.4f} at step {best['step']} of {steps[-1]['step']}")
+            axes.plot(*zip(*evaluations, strict=True), "o--", color=colour,
+                      markersize=3, linewidth=0.8, label=f"validation, {label}")
+            best_step, best = min(evaluations, key=lambda evaluation: evaluation[1])
+            print(f"{name}: best validation loss {best:.4f} at step {best_step} of {steps[-1][0]}")
     axes.set(xlabel="steps", ylabel="loss (nats per token)", title=options.title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     with replacing(options.output) as beside:
-        figure.savefig(beside, format="png")
+        figure.savefig(beside, format=options.output.suffix.removeprefix(".") or "png")
     print(f"drawn to {options.output}")
 
 

@@ -344,7 +344,8 @@ def test_compare_runs_draws_and_says_where_each_ended(tuned, tmp_path):
 
 @pytest.mark.parametrize(("text", "expected"), [
     (None, "is missing"), ("", "no steps yet"), ('{"kind": "other"}\n', "line 1: not an event"),
-    ("nonsense\n", "line 1"),
+    ("nonsense\n", "line 1"), ('{"kind": "step"}\n', "line 1: not an event"),
+    ('{"kind": "step", "step": 1, "loss": null}\n', "line 1: not an event"),
 ])
 def test_compare_runs_refuses_what_is_no_run(tmp_path, text, expected):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and plots need it")
