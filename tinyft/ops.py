@@ -428,6 +428,8 @@ for name, function in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul
     setattr(Tensor, f"__r{name}__", lambda self, other, function=function: function(other, self))
 Tensor.__neg__, Tensor.__pow__ = _method(neg), _method(pow)
 Tensor.__getitem__ = lambda self, key: index(self, key=key.data if isinstance(key, Tensor) else key)
+
+
 def _several(arguments: tuple):
     """f(1, 2) and f((1, 2)) mean the same."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
