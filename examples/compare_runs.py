@@ -21,7 +21,8 @@ def parse_arguments():
     """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
-    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE", help="where the plot goes, as .png, .svg or .pdf")
+    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE",
+                        help="where the plot goes, as .png, .svg or .pdf")
     parser.add_argument("--title", default="", help="stands above the plot")
     return parser.parse_args()
 

@@ -188,7 +188,7 @@ def main() -> None:
             print(show_mask(inputs[0], targets[0], tokenizer), end="\n\n")
         return
     output = choose_output(options)
-    learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 2
+    learning_rate = options.learning_rate or 5e-5 * 768 / model.config.n_embd
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,

@@ -1,4 +1,4 @@
-"""Pretrain a small GPT-2 on a text file: how the model in weights/ was made.
+"""Pretrain a small GPT-2 on a text file, or go on with one on another text: how the model in weights/ was made.
 
 The text is plain UTF-8, its documents separated by blank lines. `make_corpus.py` writes one and
 `train_tokenizer.py` makes the tokenizer for it.
@@ -8,8 +8,19 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import tiktoken
 
-from tinyft import GPT2, GPT2Config, Settings, cli, fit, load_tokenizer, reply, warm_up
+from tinyft import (
+    GPT2,
+    GPT2Config,
+    Settings,
+    cli,
+    fit,
+    load_model_and_tokenizer,
+    load_tokenizer,
+    reply,
+    warm_up,
+)
 from tinyft.files import read_text
 
 EXAMPLES = """\
@@ -17,6 +28,7 @@ EXAMPLES = """\
   python examples/train_tokenizer.py --corpus corpus.txt --output runs/tokenizer
   python examples/pretrain.py --corpus corpus.txt --tokenizer runs/tokenizer --output-dir runs/base
   python examples/pretrain.py --corpus corpus.txt --tokenizer runs/tokenizer --output-dir runs/base --resume
+  python examples/pretrain.py --corpus my-text.txt --model runs/base/model --output-dir runs/mine
 """
 
 
@@ -62,23 +74,41 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, metavar="FILE", help="UTF-8 text, documents separated by blank lines")
-    add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="folder with vocab.json and merges.txt")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="for a new model: a folder with vocab.json and merges.txt")
+    add("--model", type=Path, metavar="FOLDER", help="go on with this model, instead of starting a new one")
     add("--output-dir", type=Path, default=Path("runs/base"), metavar="FOLDER", help="where the run goes")
     add("--resume", action="store_true", help="go on with an interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
-    add("--n-layer", type=cli.positive_int, default=6, metavar="N", help="blocks")
-    add("--n-head", type=cli.positive_int, default=7, metavar="N", help="heads of each attention")
-    add("--n-embd", type=cli.positive_int, default=224, metavar="N", help="channels")
-    add("--context", type=cli.positive_int, default=256, metavar="N", help="tokens that the model sees at once")
+    add("--n-layer", type=cli.positive_int, default=6, metavar="N", help="blocks of a new model")
+    add("--n-head", type=cli.positive_int, default=7, metavar="N", help="heads of each attention of a new model")
+    add("--n-embd", type=cli.positive_int, default=224, metavar="N", help="channels of a new model")
+    add("--context", type=cli.positive_int, metavar="N",
+        help="tokens that the model sees at once (default: 256, or what the model given has)")
     add("--epochs", type=cli.positive_int, default=1, metavar="N", help="passes over the corpus")
     add("--max-steps", type=cli.positive_int, metavar="N", help="stop there, whatever the epochs")
-    add("--batch-size", type=cli.positive_int, default=16, metavar="N", help="contexts in a step")
-    add("--learning-rate", type=cli.positive_float, default=2e-3, metavar="X", help="at its highest")
+    add("--batch-size", type=cli.positive_int, default=8, metavar="N", help="contexts in a step")
+    add("--learning-rate", type=cli.positive_float, metavar="X",
+        help="at its highest (default: 2e-3 for a new model, else 2e-4 for GPT-2 124M and more for narrower ones)")
     add("--evaluate-every", type=cli.positive_int, default=250, metavar="N", help="steps between two evaluations")
     add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="draws weights and order")
     add("--prompt", default="Once upon a time", metavar="TEXT", help="continued at each evaluation")
     parser.add_dtype()
     return parser.parse_args()
+
+
+def start(options, rng: np.random.Generator) -> tuple[GPT2, tiktoken.Encoding]:
+    """A new model with its tokenizer, or the one to go on with."""
+    if (options.model is None) == (options.tokenizer is None):
+        raise ValueError("give either --tokenizer, for a new model, or --model, to go on with one")
+    if options.model is not None:
+        model, tokenizer = load_model_and_tokenizer(options.model)
+        if (options.context or 0) > model.config.n_positions:
+            raise ValueError(f"--context {options.context}: this model sees at most {model.config.n_positions} tokens")
+        return model, tokenizer
+    tokenizer = load_tokenizer(options.tokenizer)
+    config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context or 256, n_embd=options.n_embd,
+                        n_layer=options.n_layer, n_head=options.n_head)
+    return GPT2(config, rng), tokenizer
 
 
 def main() -> None:
@@ -88,22 +118,21 @@ def main() -> None:
     cli.use_dtype(options.dtype)
     if not options.corpus.is_file():
         raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")
-    tokenizer = load_tokenizer(options.tokenizer)
+    rng = np.random.default_rng(options.seed)
+    model, tokenizer = start(options, rng)
+    context = options.context or model.config.n_positions
     ids = encode_documents(read_text(options.corpus), tokenizer)
-    held_out = max(options.context + 1, min(len(ids) // 50, 50_000))
+    held_out = max(context + 1, min(len(ids) // 50, 50_000))
     if len(ids) < 4 * held_out:
         raise ValueError(f"{options.corpus} has {len(ids)} tokens, expected at least {4 * held_out} for a context "
-                         f"of {options.context}; use more text or a smaller --context")
+                         f"of {context}; use more text or a smaller --context")
     prompt = tokenizer.encode_ordinary(options.prompt)
-    if not 0 < len(prompt) < options.context:
-        raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {options.context - 1}, below --context")
-    rng = np.random.default_rng(options.seed)
-    config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context, n_embd=options.n_embd,
-                        n_layer=options.n_layer, n_head=options.n_head)
-    model = GPT2(config, rng)
+    if not 0 < len(prompt) < context:
+        raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
     cli.claim_output(options.output_dir, options.resume, options.overwrite)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
-    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate,
+    learning_rate = options.learning_rate or (2e-4 * 768 / model.config.n_embd if options.model else 2e-3)
+    settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,
                         max_steps=options.max_steps, evaluate_every=options.evaluate_every, warmup=0.03,
                         beta2=0.95, patience=0)
 
@@ -113,7 +142,7 @@ def main() -> None:
         report.say(f"    {options.prompt} {' '.join(text.split())}")
 
     warm_up()
-    training, validation = TextSet(ids[:-held_out], options.context), TextSet(ids[-held_out:], options.context)
+    training, validation = TextSet(ids[:-held_out], context), TextSet(ids[-held_out:], context)
     identity = {"corpus": training.fingerprint(), "seed": options.seed, "dtype": options.dtype}
     fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
         identity=identity, on_evaluation=show_sample,

@@ -280,6 +280,7 @@ def test_pretrain_runs_and_resumes(model_folder, tmp_path):
 @pytest.mark.parametrize("text, options, said", [
     (None, [], "corpus.txt is missing"),
     ("Too short.", [], "expected at least"),
+    ("Word. " * 400, ["--model", "too"], "give either --tokenizer, for a new model, or --model"),
     ("Word. " * 400, ["--n-embd", "9", "--n-head", "2"], "n_embd = 9 is not divisible by n_head = 2"),
 ])
 def test_pretrain_with_bad_input(text, options, said, model_folder, tmp_path, monkeypatch, capsys):
@@ -288,6 +289,26 @@ def test_pretrain_with_bad_input(text, options, said, model_folder, tmp_path, mo
     code = in_process("pretrain.py", ["--corpus", tmp_path / "corpus.txt", "--tokenizer", model_folder, "--output-dir",
                                       tmp_path / "base", *options], monkeypatch, capsys)
     assert code.startswith("error: ") and said in code and "\n" not in code
+
+
+def test_pretrain_goes_on_with_a_model(model_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(f"Word {i} is a word." for i in range(200)), encoding="utf-8")
+    common = ["--corpus", tmp_path / "corpus.txt", "--context", "16", "--batch-size", "2", "--max-steps", "3",
+              "--prompt", "Word"]
+
+    def losses(run, *arguments):
+        result = example("pretrain.py", *common, "--output-dir", run, *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        lines = (tmp_path / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [event["loss"] for event in map(json.loads, lines) if event["kind"] == "evaluation"]
+
+    first = losses("first", "--tokenizer", model_folder, "--n-layer", "1", "--n-head", "2", "--n-embd", "8")
+    second = losses("second", "--model", tmp_path / "first" / "model")
+    assert second[0] == min(first) > second[-1]
+    assert load_model(tmp_path / "second" / "model").config.n_embd == 8
+    code = in_process("pretrain.py", ["--corpus", tmp_path / "corpus.txt", "--model", tmp_path / "first" / "model",
+                                      "--context", "17"], monkeypatch, capsys)
+    assert code == "error: --context 17: this model sees at most 16 tokens"
 
 
 @pytest.mark.parametrize("blocks", [3, 10, 33, 40, 67])

@@ -19,7 +19,7 @@ import make_corpus  # noqa: E402
 import make_instructions  # noqa: E402
 import train_tokenizer  # noqa: E402
 from tiny_world import sentences, stories, tables  # noqa: E402
-from tiny_world.corpus import documents  # noqa: E402
+from tiny_world.corpus import TOPICS, documents, drill  # noqa: E402
 from tiny_world.dice import Dice  # noqa: E402
 from tiny_world.exercises import SHARES, wordings  # noqa: E402
 from tiny_world.facts import all_facts, facts_by_relation  # noqa: E402
@@ -149,6 +149,20 @@ def test_corpus_file_is_repeatable_and_about_as_large_as_asked(tmp_path: Path) -
     one, two, other = (path.read_bytes() for path in paths)
     assert one == two != other
     assert 200_000 <= len(one) < 205_000
+
+
+def test_drills_dwell_on_their_topics() -> None:
+    drilled, plain = ("\n\n".join(documents(2, 300_000, topics)) for topics in (["odd", "capital"], []))
+    for word in ("odd one out", "capital"):
+        assert drilled.count(word) > 3 * plain.count(word) > 0
+    assert drilled.count("passive") < plain.count("passive")
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_topic_can_be_drilled(topic: str) -> None:
+    dice = Dice(1)
+    pages = [drill(dice, [topic]) for _ in range(20)]
+    assert len(set(pages)) == 20 and all(len(page.split("\n")) >= 4 for page in pages)
 
 
 def test_corpus_says_nothing_of_instructions(sample: str) -> None:

@@ -6,15 +6,15 @@ mix two kinds of text, so that a window of a few hundred tokens always holds som
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .dice import Dice
-from .exercises import DECK, comma_end, exercise
-from .facts import Fact, fact_deck, facts_by_relation, facts_by_subject
+from .exercises import DECK, DRAW, comma_end, exercise
+from .facts import WEIGHTS, Fact, fact_deck, facts_by_relation, facts_by_subject
 from .portraits import portrait
 from .stories import tell_story
 from .tables import names
-from .worksheets import worksheet
+from .worksheets import worksheet, worksheet_tasks
 
 QUESTION_FORMS = (
     '"{question}" asked {A}. "{answer}," said {B}.',
@@ -137,6 +137,8 @@ PARTS: tuple[Callable[[Dice], str], ...] = (
     *[worksheet] * 5,
 )  # fmt: skip
 FEWEST_CHARACTERS = 450
+DRILL_SHARE = 0.4
+TOPICS = (*DRAW, *WEIGHTS)  # what can be drilled
 
 
 def document(dice: Dice) -> str:
@@ -148,10 +150,23 @@ def document(dice: Dice) -> str:
     return text
 
 
-def documents(seed: int, characters: int) -> Iterator[str]:
-    """Documents until they hold, with the blank lines between them, that many characters."""
+def drill(dice: Dice, topics: Sequence[str]) -> str:
+    """A page on one of the topics, which are exercises and relations: one to a line, or as a worksheet."""
+    topic = dice.pick(topics)
+    if topic in worksheet_tasks() and dice.chance(0.5):
+        return worksheet(dice, topic)
+    if topic in DRAW:
+        return "\n".join(exercise(dice, topic) for _ in range(dice.number(4, 8)))
+    return "\n".join(tell_fact(dice, fact) for fact in dice.several(facts_by_relation()[topic], dice.number(4, 8)))
+
+
+def documents(seed: int, characters: int, drills: Sequence[str] = ()) -> Iterator[str]:
+    """Documents until they hold, with the blank lines between them, that many characters.
+
+    With drills, two documents in five practise one of these exercises or relations and nothing else.
+    """
     dice, written = Dice(seed), 0
     while written < characters:
-        text = document(dice)
+        text = drill(dice, drills) if drills and dice.chance(DRILL_SHARE) else document(dice)
         written += len(text) + 2
         yield text

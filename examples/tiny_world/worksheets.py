@@ -37,7 +37,7 @@ EXERCISE_DECK = tuple(name for name, share in SHARES.items() for _ in range(shar
 
 
 @cache
-def _tasks() -> dict[str, tuple[dict[str, str], ...]]:
+def worksheet_tasks() -> dict[str, tuple[dict[str, str], ...]]:
     """The rows of tables/worksheets.csv for each task."""
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows("worksheets"):
@@ -73,7 +73,7 @@ def _exercise(dice: Dice, name: str) -> Slots:
 
 def _record(dice: Dice, task: str, layout: dict[str, str], labels: Slots) -> str:
     """One question of a worksheet with its answer, in the worksheet's layout."""
-    row = dice.pick(_tasks()[task])
+    row = dice.pick(worksheet_tasks()[task])
     texts = _exercise(dice, task) if task in GIVEN_AND_FOUND else _fact(dice, task)
     texts["question"] = row["question"].format(**texts)
     if layout["layout"] == "whole":
@@ -82,9 +82,10 @@ def _record(dice: Dice, task: str, layout: dict[str, str], labels: Slots) -> str
     return layout["text"].format(**texts, **labels, G=row["given"], R=row["answer"])
 
 
-def worksheet(dice: Dice) -> str:
+def worksheet(dice: Dice, task: str | None = None) -> str:
     """Four to eight questions with their answers, of one task or of several, all in one layout."""
-    task = _any_task(dice) if dice.chance(0.35) else None
+    if task is None and dice.chance(0.35):
+        task = _any_task(dice)
     layout = dice.pick(rows("layouts"))
     a, b = dice.several(names(), 2)
     labels = {"asked": dice.pick(ASKED), "answered": dice.pick(ANSWERED), "A": a, "B": b}
