@@ -71,7 +71,7 @@ def parse_arguments():
     add("--test-share", type=float, default=0.10, metavar="X", help="part of --data to test on; validation: the rest")
     add("--in-file-order", action="store_true", help="split --data in its order: training, test, validation")
     add("--max-entries", type=cli.positive_int, metavar="N", help="use only the first N entries of each file")
-    add("--epochs", type=cli.positive_int, default=2, metavar="N", help="passes over the training entries")
+    add("--epochs", type=cli.positive_int, default=3, metavar="N", help="passes over the training entries")
     add("--max-steps", type=cli.positive_int, metavar="N", help="stop there, whatever the epochs")
     add("--batch-size", type=cli.positive_int, default=8, metavar="N", help="entries in an optimizer step")
     add("--micro-batch-size", type=cli.positive_int, metavar="N",
@@ -188,7 +188,7 @@ def main() -> None:
             print(show_mask(inputs[0], targets[0], tokenizer), end="\n\n")
         return
     output = choose_output(options)
-    learning_rate = options.learning_rate or 5e-5 * 768 / model.config.n_embd
+    learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 0.5
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,

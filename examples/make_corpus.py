@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other text (default 0)")
     parser.add_argument(
         "--drill", nargs="+", default=(), metavar="TOPIC", choices=TOPICS,
-        help="let two documents in five practise only these topics; a topic named twice comes twice as often; "
+        help="let every other document practise one of these topics and nothing else; a topic named twice comes twice as often; "
         f"topics: {', '.join(TOPICS)}",
     )  # fmt: skip
     options = parser.parse_args(arguments)

@@ -137,7 +137,7 @@ PARTS: tuple[Callable[[Dice], str], ...] = (
     *[worksheet] * 5,
 )  # fmt: skip
 FEWEST_CHARACTERS = 450
-DRILL_SHARE = 0.4
+DRILL_SHARE = 0.5
 TOPICS = (*DRAW, *WEIGHTS)  # what can be drilled
 
 
@@ -163,7 +163,7 @@ def drill(dice: Dice, topics: Sequence[str]) -> str:
 def documents(seed: int, characters: int, drills: Sequence[str] = ()) -> Iterator[str]:
     """Documents until they hold, with the blank lines between them, that many characters.
 
-    With drills, two documents in five practise one of these exercises or relations and nothing else.
+    With drills, every other document practises one of these exercises or relations and nothing else.
     """
     dice, written = Dice(seed), 0
     while written < characters:

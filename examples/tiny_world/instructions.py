@@ -109,8 +109,8 @@ def _story(dice: Dice, reserved: bool) -> Slots:
     return {"start": " ".join(told[:cut]), "output": " ".join(told[cut : cut + 2])}
 
 
-def _recall(relation: str, answer: str) -> Family:
-    return Family("learnable", 140, 18, 13, relation, answer)
+def _recall(relation: str, answer: str, train: int = 140) -> Family:
+    return Family("learnable", train, 18, 13, relation, answer)
 
 
 def _rule(draw: Callable[[Dice, bool], Slots], train: int = 140) -> Family:
@@ -122,23 +122,23 @@ FAMILIES: dict[str, Family] = {
     "young": _recall("young", "{Ay}"),
     "sound": _recall("sound", "It {y3}"),
     "home": _recall("home", "In {y}"),
-    "kind": _recall("kind", "{Y}"),
-    "colour": _recall("colour", "{Y}"),
+    "kind": _recall("kind", "{Y}", 100),
+    "colour": _recall("colour", "{Y}", 100),
     "symbol": _recall("symbol", "{y}"),
-    "opposite": _recall("opposite", "{y}"),
+    "opposite": _recall("opposite", "{y}", 160),
     "plural": _recall("plural", "{y}"),
-    "past": _recall("past", "{y}"),
-    "addition": _recall("sum", "{z}"),
-    "negate": _rule(_negate),
-    "passive": _rule(_passive, 180),
-    "first": _rule(_first, 100),
-    "last": _rule(_last, 120),
-    "repeat": _rule(_repeat, 100),
-    "sentiment": _rule(_sentiment, 120),
-    "passage": _rule(_passage, 180),
-    "count": _rule(_count),
-    "sort": _rule(_sort),
-    "odd": _rule(_odd),
+    "past": _recall("past", "{y}", 160),
+    "addition": _recall("sum", "{z}", 160),
+    "negate": _rule(_negate, 100),
+    "passive": _rule(_passive, 160),
+    "first": _rule(_first, 80),
+    "last": _rule(_last, 140),
+    "repeat": _rule(_repeat, 80),
+    "sentiment": _rule(_sentiment, 80),
+    "passage": _rule(_passage, 240),
+    "count": _rule(_count, 120),
+    "sort": _rule(_sort, 100),
+    "odd": _rule(_odd, 240),
     "big_addition": Family("borderline", 80, 15, 12, draw=_big_addition),
     "reverse": Family("impossible", 60, 10, 8, relation="plural", answer="{reversed}"),
     "story": Family("open", 60, 10, 8, draw=_story),
