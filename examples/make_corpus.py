@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other text (default 0)")
     parser.add_argument(
         "--drill", nargs="+", default=(), metavar="TOPIC", choices=TOPICS,
-        help="let every other document practise one of these topics and nothing else; a topic named twice comes twice as often; "
-        f"topics: {', '.join(TOPICS)}",
+        help="let every other document practise one of these topics and nothing else; "
+        f"one that is named twice comes twice as often; topics: {', '.join(TOPICS)}",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if not 0 < options.megabytes <= 10_000:
