@@ -4,6 +4,7 @@ A run is an output folder of finetune_alpaca.py or pretrain.py; its metrics.json
 """
 
 import json
+import math
 from pathlib import Path
 
 from tinyft import cli
@@ -37,12 +38,17 @@ def read_run(folder: Path) -> dict[str, list[tuple[int, float]]]:
         try:
             event = json.loads(line)
             events[event["kind"]].append((int(event["step"]), float(event["loss"])))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             if line.endswith("\n"):  # else it is the last line of a run that goes on or was killed
                 raise ValueError(f"{path}, line {number}: not an event of a run") from None
     if not events["step"]:
         raise ValueError(f"{path}: the run has no steps yet")
     return events
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib won't take for a formula."""
+    return text.replace("$", r"\$")
 
 
 def main() -> None:
@@ -54,21 +60,23 @@ def main() -> None:
         raise ValueError("drawing needs matplotlib: pip install matplotlib") from None
     if not options.output.resolve().parent.is_dir():
         raise ValueError(f"--output {options.output}: there is no such folder")
+    if options.output.is_dir():
+        raise ValueError(f"--output {options.output}: a folder, expected a file such as runs.png")
     runs = {str(folder): read_run(folder) for folder in options.runs}
     figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="tight")
     axes = figure.subplots()
     for number, (name, events) in enumerate(runs.items()):
         steps, evaluations, colour = events["step"], events["evaluation"], f"C{number}"
-        label = name.replace("$", r"\$")  # matplotlib would set it as a formula
+        label = literal(name)
         # Broader lines below, so that curves on top of each other can all be seen.
         axes.plot([step for step, _ in steps], smooth([loss for _, loss in steps]), color=colour,
                   linewidth=1 + 2 * (len(runs) - 1 - number), label=f"training, {label}")
         if evaluations:
             axes.plot(*zip(*evaluations, strict=True), "o--", color=colour,
                       markersize=3, linewidth=0.8, label=f"validation, {label}")
-            best_step, best = min(evaluations, key=lambda evaluation: evaluation[1])
+            best_step, best = min(evaluations, key=lambda evaluation: (math.isnan(evaluation[1]), evaluation[1]))
             print(f"{name}: best validation loss {best:.4f} at step {best_step} of {steps[-1][0]}")
-    axes.set(xlabel="steps", ylabel="loss (nats per token)", title=options.title)
+    axes.set(xlabel="steps", ylabel="loss (nats per token)", title=literal(options.title))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     with replacing(options.output) as beside:

@@ -23,7 +23,7 @@ from tinyft import (
     split,
     warm_up,
 )
-from tinyft.checkpoint import check_training_state
+from tinyft.checkpoint import check_training_state, model_fingerprint
 from tinyft.files import make_writable_folder, write_json
 from tinyft.fit import STATE
 from tinyft.generate import reply
@@ -113,7 +113,7 @@ def find_model(name: str) -> Path:
                          f"({type(error).__name__}); check the network, or give a folder") from None
 
 
-def choose_output(options) -> Path:
+def choose_output(options, model_folder: Path) -> Path:
     """The run's folder: a new one, unless --resume or --overwrite allow an old one."""
     if options.output_dir is None:
         if options.resume:
@@ -121,7 +121,7 @@ def choose_output(options) -> Path:
         stem = options.data.stem if options.data else "tiny-world"
         candidates = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
         return make_writable_folder(next(path for path in candidates if not path.exists()))
-    return cli.claim_output(options.output_dir, options.resume, options.overwrite)
+    return cli.claim_output(options.output_dir, options.resume, options.overwrite, model_folder)
 
 
 def read_data(options, rng):
@@ -187,16 +187,17 @@ def main() -> None:
             inputs, targets = training_set.collate([i])
             print(show_mask(inputs[0], targets[0], tokenizer), end="\n\n")
         return
-    output = choose_output(options)
+    output = choose_output(options, folder)
     learning_rate = options.learning_rate or 5e-5 * (768 / model.config.n_embd) ** 0.5
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
                         patience=options.patience)
-    identity = {"training data": training_set.fingerprint(), "validation data": validation_set.fingerprint(),
-                "dropout": options.dropout, "seed": options.seed, "dtype": options.dtype}
+    identity = {"seed": options.seed, "dropout": options.dropout, "dtype": options.dtype,
+                "model": model_fingerprint(model), "training data": training_set.fingerprint(),
+                "validation data": validation_set.fingerprint()}
     if options.resume:  # refused before any work is done
-        check_training_state(output / STATE, asdict(settings) | identity)
+        check_training_state(output / STATE, identity | asdict(settings))
     tests = {title: entries for title, entries in tests.items() if entries}
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"

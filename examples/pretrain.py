@@ -21,6 +21,7 @@ from tinyft import (
     reply,
     warm_up,
 )
+from tinyft.checkpoint import model_fingerprint
 from tinyft.files import read_text
 
 EXAMPLES = """\
@@ -79,9 +80,9 @@ def parse_arguments():
     add("--output-dir", type=Path, default=Path("runs/base"), metavar="FOLDER", help="where the run goes")
     add("--resume", action="store_true", help="go on with an interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
-    add("--n-layer", type=cli.positive_int, default=6, metavar="N", help="blocks of a new model")
-    add("--n-head", type=cli.positive_int, default=7, metavar="N", help="heads of each attention of a new model")
-    add("--n-embd", type=cli.positive_int, default=224, metavar="N", help="channels of a new model")
+    add("--n-layer", type=cli.positive_int, metavar="N", help="blocks of a new model (default: 6)")
+    add("--n-head", type=cli.positive_int, metavar="N", help="heads of each attention of a new model (default: 7)")
+    add("--n-embd", type=cli.positive_int, metavar="N", help="channels of a new model (default: 224)")
     add("--context", type=cli.positive_int, metavar="N",
         help="tokens that the model sees at once (default: 256, or what the model given has)")
     add("--epochs", type=cli.positive_int, default=1, metavar="N", help="passes over the corpus")
@@ -101,13 +102,15 @@ def start(options, rng: np.random.Generator) -> tuple[GPT2, tiktoken.Encoding]:
     if (options.model is None) == (options.tokenizer is None):
         raise ValueError("give either --tokenizer, for a new model, or --model, to go on with one")
     if options.model is not None:
+        if options.n_layer or options.n_head or options.n_embd:
+            raise ValueError("--n-layer, --n-head and --n-embd are for a new model; the one in --model has its shape")
         model, tokenizer = load_model_and_tokenizer(options.model)
         if (options.context or 0) > model.config.n_positions:
             raise ValueError(f"--context {options.context}: this model sees at most {model.config.n_positions} tokens")
         return model, tokenizer
     tokenizer = load_tokenizer(options.tokenizer)
-    config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context or 256, n_embd=options.n_embd,
-                        n_layer=options.n_layer, n_head=options.n_head)
+    config = GPT2Config(vocab_size=tokenizer.n_vocab, n_positions=options.context or 256, n_embd=options.n_embd or 224,
+                        n_layer=options.n_layer or 6, n_head=options.n_head or 7)
     return GPT2(config, rng), tokenizer
 
 
@@ -127,9 +130,11 @@ def main() -> None:
         raise ValueError(f"{options.corpus} has {len(ids)} tokens, expected at least {4 * held_out} for a context "
                          f"of {context}; use more text or a smaller --context")
     prompt = tokenizer.encode_ordinary(options.prompt)
+    if context < 2:
+        raise ValueError("--context 1: a model must see at least 2 tokens")
     if not 0 < len(prompt) < context:
         raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
-    cli.claim_output(options.output_dir, options.resume, options.overwrite)
+    cli.claim_output(options.output_dir, options.resume, options.overwrite, options.model)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
     learning_rate = options.learning_rate or (2e-4 * 768 / model.config.n_embd if options.model else 2e-3)
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,
@@ -143,7 +148,8 @@ def main() -> None:
 
     warm_up()
     training, validation = TextSet(ids[:-held_out], context), TextSet(ids[-held_out:], context)
-    identity = {"corpus": training.fingerprint(), "seed": options.seed, "dtype": options.dtype}
+    identity = {"seed": options.seed, "dtype": options.dtype, "model": model_fingerprint(model),
+                "corpus": training.fingerprint()}
     fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
         identity=identity, on_evaluation=show_sample,
         title=f"pretraining, {model.n_parameters() / 1e6:.1f} M parameters")

@@ -306,9 +306,19 @@ def test_pretrain_goes_on_with_a_model(model_folder, tmp_path, monkeypatch, caps
     second = losses("second", "--model", tmp_path / "first" / "model")
     assert second[0] == min(first) > second[-1]
     assert load_model(tmp_path / "second" / "model").config.n_embd == 8
-    code = in_process("pretrain.py", ["--corpus", tmp_path / "corpus.txt", "--model", tmp_path / "first" / "model",
-                                      "--context", "17"], monkeypatch, capsys)
-    assert code == "error: --context 17: this model sees at most 16 tokens"
+    before = (tmp_path / "first" / "model" / "model.safetensors").read_bytes()
+    for options, said in [
+        (["--context", "17"], "--context 17: this model sees at most 16 tokens"),
+        (["--context", "1"], "must see at least 2 tokens"),
+        (["--n-layer", "3"], "--n-layer, --n-head and --n-embd are for a new model"),
+        (["--output-dir", tmp_path / "first", "--overwrite"], "would be replaced by this run's model"),
+        (["--output-dir", tmp_path / "second", "--resume", *common[2:]], "the run was started with model = "),
+    ]:
+        model = model_folder if "--resume" in options else tmp_path / "first" / "model"
+        code = in_process("pretrain.py", ["--corpus", tmp_path / "corpus.txt", "--model", model, *options],
+                          monkeypatch, capsys)
+        assert code.startswith("error: ") and said in code and "\n" not in code
+    assert (tmp_path / "first" / "model" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("blocks", [3, 10, 33, 40, 67])
@@ -367,6 +377,7 @@ def test_compare_runs_draws_and_says_where_each_ended(tuned, tmp_path):
     (None, "is missing"), ("", "no steps yet"), ('{"kind": "other"}\n', "line 1: not an event"),
     ("nonsense\n", "line 1"), ('{"kind": "step"}\n', "line 1: not an event"),
     ('{"kind": "step", "step": 1, "loss": null}\n', "line 1: not an event"),
+    ('{"kind": "step", "step": Infinity, "loss": 1}\n', "line 1: not an event"),
 ])
 def test_compare_runs_refuses_what_is_no_run(tmp_path, text, expected):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and plots need it")

@@ -18,14 +18,13 @@ sys.path.insert(0, str(EXAMPLES))
 import make_corpus  # noqa: E402
 import make_instructions  # noqa: E402
 import train_tokenizer  # noqa: E402
-from tiny_world import sentences, stories, tables  # noqa: E402
+from tiny_world import sentences, stories, tables, worksheets  # noqa: E402
 from tiny_world.corpus import TOPICS, documents, drill  # noqa: E402
 from tiny_world.dice import Dice  # noqa: E402
 from tiny_world.exercises import SHARES, wordings  # noqa: E402
 from tiny_world.facts import all_facts, facts_by_relation  # noqa: E402
-from tiny_world.grammar import with_article  # noqa: E402
+from tiny_world.grammar import NUMBER_WORDS, with_article  # noqa: E402
 from tiny_world.instructions import FAMILIES, fact_item, phrasings, split_facts  # noqa: E402
-from tiny_world.worksheets import GIVEN_AND_FOUND, worksheet  # noqa: E402
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEST_SETS = ("test_items", "test_phrasings")
@@ -194,24 +193,67 @@ def test_every_exercise_has_enough_wordings(exercise: str) -> None:
     assert len(set(wordings()[exercise])) >= (4 if exercise == "letters" else 7)
 
 
-def test_every_task_of_a_worksheet_has_two_wordings() -> None:
+def test_worksheets_have_all_tasks() -> None:
     tasks = Counter(row["task"] for row in tables.rows("worksheets"))
-    assert set(tasks) == {fact.relation for fact in all_facts()} | set(GIVEN_AND_FOUND)
-    assert set(GIVEN_AND_FOUND) == set(SHARES) - {"tense"}
-    few = {task for task, count in tasks.items() if count < 2}
-    assert few == {"material", "use", "part", "job", "next", "before", "echo", "letters"}  # asked nowhere else
+    assert set(tasks) == {fact.relation for fact in all_facts()} | set(worksheets.GIVEN_AND_FOUND)
+    assert set(worksheets.GIVEN_AND_FOUND) == set(worksheets.WORKSHEET_SHARES) == set(SHARES) - {"tense"}
+    asked_in_tests = {family.relation for family in FAMILIES.values() if family.relation}
+    assert all(tasks[task] >= 2 for task in asked_in_tests)
 
 
-def test_answers_on_worksheets_are_right() -> None:
+def is_odd_one(given: str, answer: str) -> bool:
+    kinds = {row["noun"]: row["kind"] for row in tables.rows("nouns")}
+    words = given.split(", ")
+    return len({kinds[word] for word in words if word != answer}) == 1 != len({kinds[word] for word in words})
+
+
+RIGHT = {
+    "passive": lambda given, answer: set(answer[:-1].lower().split()) >= {"was", "by", *given[:-1].lower().split()[:1]},
+    "negate": lambda given, answer: re.sub(r" not\b|(?<=can)not", "", answer) == given != answer,
+    "repeat": lambda given, answer: given == answer,
+    "echo": lambda given, answer: given == answer,
+    "first": lambda given, answer: given.startswith(f"{answer} "),
+    "last": lambda given, answer: given.endswith(f" {answer}."),
+    "remark": lambda given, answer: answer in ("positive", "negative"),
+    "count": lambda given, answer: answer in (str(given.count(",") + 1), NUMBER_WORDS[given.count(",") + 1]),
+    "sort": lambda given, answer: answer.split(", ") == sorted(given.split(", ")),
+    "letters": lambda given, answer: answer.split(", ") == sorted(given.split(", ")),
+    "odd": is_odd_one,
+    "add": lambda given, answer: sum(map(int, given.split(" + "))) == int(answer),
+    "sum": lambda given, answer: sum(map(int, given.split(" + "))) == int(answer),
+    "capital": lambda given, answer: {"country": given, "capital": answer} in tables.rows("capitals"),
+}
+
+
+def ask_on_a_worksheet(task: str, layout: str, dice: Dice) -> tuple[str, str, str]:
+    """What is given, the answer, and the record between marks that show where it stands."""
+    text = "G<{given}> W<{whole}> Q<{question}> A<{answer}>"
+    record = worksheets._record(dice, task, {"layout": layout, "text": text}, {})
+    given, whole, question, answer = re.fullmatch(r"G<(.*)> W<(.*)> Q<(.*)> A<(.*)>", record).groups()
+    return whole if layout == "whole" else f"{given} {question}" if layout == "given" else given, given, answer
+
+
+@pytest.mark.parametrize("task", RIGHT)
+def test_answers_on_worksheets_are_right(task: str) -> None:
     dice = Dice(5)
-    text = "\n\n".join(worksheet(dice) for _ in range(4000)).replace('"', "")
-    capitals = {row["country"]: row["capital"] for row in tables.rows("capitals")}
-    found = re.findall(r"(?:Country|Land):\s(.+)\n(?:Capital|Capital city):\s(.+)$", text, re.MULTILINE)
-    assert len(found) > 50 and all(capitals[country] == capital for country, capital in found)
-    found = re.findall(r"\b(\d+) \+ (\d+)\n(?:Sum|Total):\s(\d+)$", text, re.MULTILINE)
-    assert len(found) > 50 and all(int(x) + int(y) == int(z) for x, y, z in found)
-    found = re.findall(r"(?:Sentence|Text):\s(.+)\n(?:Last word|End):\s(.+)$", text, re.MULTILINE)
-    assert len(found) > 50 and all(sentence.endswith(f" {last}.") for sentence, last in found)
+    for _ in range(100):
+        _, given, answer = ask_on_a_worksheet(task, "label", dice)
+        assert RIGHT[task](given, answer), (given, answer)
+
+
+@pytest.mark.parametrize("layout", ["given", "label", "whole"])
+def test_a_passage_on_a_worksheet_comes_with_its_question(layout: str) -> None:
+    dice = Dice(5)
+    for _ in range(100):
+        shown, _, answer = ask_on_a_worksheet("passage", layout, dice)
+        assert re.search(r"(Who|Where|What) .*\?", shown) and answer.lower() in shown.lower()
+
+
+def test_layouts_show_what_is_asked_and_end_with_the_answer() -> None:
+    for row in tables.rows("layouts"):
+        assert row["text"].rstrip('"').endswith("{answer}")
+        assert "{whole}" in row["text"] if row["layout"] == "whole" else "{given}" in row["text"]
+        assert ("{question}" in row["text"]) == (row["layout"] == "given")
 
 
 # Instruction sets

@@ -1,5 +1,6 @@
 """Model folders in Hugging Face's GPT-2 layout, and a training run's state."""
 
+import hashlib
 import json
 import os
 from contextlib import ExitStack
@@ -88,7 +89,8 @@ def _weight_files(folder: Path) -> list[Path]:
     pickles = sorted(folder.glob("*.bin"))
     remedy = (f"; {pickles[0].name} is a PyTorch pickle: load it in transformers and save it with "
               "save_pretrained(folder, safe_serialization=True)" if pickles else "")
-    raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json{remedy}")
+    raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json, "
+                     f"expected a folder with weights{remedy}")
 
 
 def read_config(folder: str | os.PathLike) -> GPT2Config:
@@ -201,6 +203,14 @@ def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Pro
              "optimizer_steps": str(optimizer.steps)}
     with replacing(path) as beside:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, beside, metadata=notes)
+
+
+def model_fingerprint(model: GPT2) -> str:
+    """A short hash of the first weights of every parameter, to tell whether two runs start from the same model."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.data.shape}".encode() + parameter.data.ravel()[:256].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_training_state(path: str | os.PathLike, settings: dict) -> dict[str, str]:

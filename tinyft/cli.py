@@ -107,8 +107,14 @@ def use_dtype(dtype: str) -> None:
         raise ValueError(f"--dtype {dtype}: {error}") from None
 
 
-def claim_output(folder: Path, resume: bool, overwrite: bool) -> Path:
-    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume."""
+def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
+    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume.
+
+    ValueError also if the model to start from lies where the run will put its own.
+    """
+    if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
+        raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
+                         "choose an --output-dir elsewhere")
     if resume and not (folder / STATE).exists():
         raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
                          "run without --resume")

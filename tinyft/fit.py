@@ -63,7 +63,7 @@ def fit(
     keep_freed_memory()
     optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
     progress, state = Progress(), folder / STATE
-    same = asdict(settings) | (identity or {})
+    same = (identity or {}) | asdict(settings)
     if resume and not state.exists():
         raise ValueError(f"{state} is missing, so there is nothing to resume; run without --resume")
     if resume:

@@ -133,7 +133,7 @@ def exercise_part(dice: Dice) -> str:
 
 
 PARTS: tuple[Callable[[Dice], str], ...] = (
-    *[fact_part] * 5, *[quiz_part] * 2, *[story_part] * 3, *[portrait_part] * 2, *[exercise_part] * 4,
+    *[fact_part] * 5, *[quiz_part] * 2, *[story_part] * 3, *[portrait_part] * 2, *[exercise_part] * 5,
     *[worksheet] * 5,
 )  # fmt: skip
 FEWEST_CHARACTERS = 450
@@ -143,10 +143,12 @@ TOPICS = (*DRAW, *WEIGHTS)  # what can be drilled
 
 def document(dice: Dice) -> str:
     """One document of one to three parts, mostly 60 to 250 words."""
-    text = dice.pick(PARTS)(dice)
+    part = dice.pick(PARTS)
+    text = part(dice)
     while len(text) < FEWEST_CHARACTERS or dice.chance(0.15):
-        on_same_line = text[-1] in '."' and dice.chance(0.5)
-        text += (" " if on_same_line else "\n") + dice.pick(PARTS)(dice)
+        before, part = part, dice.pick(PARTS)
+        on_same_line = dice.chance(0.5) and worksheet not in (before, part)
+        text += (" " if on_same_line else "\n") + part(dice)
     return text
 
 

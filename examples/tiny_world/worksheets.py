@@ -1,10 +1,10 @@
 """Worksheets: questions with their answers, set out line by line as in an exercise book.
 
-A worksheet has one layout from its first line to its last, and hardly two worksheets have the same:
-the labels, their order and the lines between them are drawn anew. A reader of many worksheets
-learns that an answer stands in its place whatever the page looks like, and so will find its
-place in the layout of the tuning set too. The tasks are in tables/worksheets.csv, the layouts in
-tables/layouts.csv; what is asked comes from `facts.py` and `exercises.py`.
+A worksheet has one layout from its first line to its last. There are two dozen of them, many with
+labels or names that are drawn anew for each page. A reader of many worksheets learns that an
+answer stands in its place whatever the page looks like, and so will find its place in the layout
+of the tuning set too. The tasks are in tables/worksheets.csv, the layouts in tables/layouts.csv;
+what is asked comes from `facts.py` and `exercises.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .grammar import capitalise
 from .tables import names, rows
 
 Slots = dict[str, str]
-ASKED = ("Question", "Q", "Asked", "The question", "Problem", "To answer", "Quiz", "A question", "Find out", "Number")
+ASKED = ("Question", "Q", "Asked", "The question", "Problem", "To answer", "Quiz", "A question", "Find out")
 ANSWERED = ("Answer", "A", "Solution", "Written", "The answer", "Result", "Right", "We say", "Reply", "Known")
 
 # What is given and what is to be found, among the slots of each exercise.
@@ -29,11 +29,12 @@ GIVEN_AND_FOUND = {
     "remark": ("remark", "exercise"), "passage": ("passage", "answer"), "count": ("list", "n"),
     "sort": ("list", "sorted"), "letters": ("list", "sorted"), "odd": ("list", "odd"), "add": ("pair", "z"),
 }  # fmt: skip
-SHARES = {
-    "passive": 3, "negate": 3, "repeat": 4, "echo": 2, "first": 2, "last": 5, "remark": 3, "passage": 5,
-    "count": 4, "sort": 3, "letters": 1, "odd": 6, "add": 2,
+# How often each exercise stands on a worksheet, compared with the others.
+WORKSHEET_SHARES = {
+    "passive": 3, "negate": 3, "repeat": 4, "echo": 2, "first": 2, "last": 5, "remark": 3, "passage": 8,
+    "count": 4, "sort": 3, "letters": 1, "odd": 9, "add": 2,
 }  # fmt: skip
-EXERCISE_DECK = tuple(name for name, share in SHARES.items() for _ in range(share))
+EXERCISE_DECK = tuple(name for name, share in WORKSHEET_SHARES.items() for _ in range(share))
 
 
 @cache
@@ -54,32 +55,36 @@ def _fact(dice: Dice, relation: str) -> Slots:
     fact = dice.pick(facts_by_relation()[relation])
     slots = fact.slots
     whole, whole_answer = dice.pick(fact.questions)
+    given, answer = slots["x"], slots["gerund"]
     if relation == "sum":
         given, answer = f"{slots['x']} + {slots['y']}", slots["z"]
-    else:
-        turned = relation == "opposite" and dice.chance(0.5)
-        given, answer = (slots["y"], slots["x"]) if turned else (slots["x"], slots["y"])
+    elif relation == "opposite" and dice.chance(0.5):
+        given, answer = slots["y"], slots["x"]
     if dice.chance(0.4):
         given, answer = capitalise(given), capitalise(answer)
-    return {"given": given, "answer": answer, "whole": whole, "whole_answer": whole_answer}
+    return {"given": given, "answer": answer, "whole": whole, "whole_answer": whole_answer, "question": ""}
 
 
 def _exercise(dice: Dice, name: str) -> Slots:
     """What is given in one exercise and what to answer; of a passage also what is asked."""
     drawn = DRAW[name](dice)
-    given, found = GIVEN_AND_FOUND[name]
-    return {"given": drawn[given], "answer": drawn[found], "question": drawn.get("question", "")}
+    given, answer = (drawn[slot] for slot in GIVEN_AND_FOUND[name])
+    return {"given": given, "answer": answer, "whole": "", "whole_answer": answer,
+            "question": drawn.get("question", "")}  # fmt: skip
 
 
-def _record(dice: Dice, task: str, layout: dict[str, str], labels: Slots) -> str:
+def _record(dice: Dice, task: str, layout: Slots, labels: Slots) -> str:
     """One question of a worksheet with its answer, in the worksheet's layout."""
     row = dice.pick(worksheet_tasks()[task])
-    texts = _exercise(dice, task) if task in GIVEN_AND_FOUND else _fact(dice, task)
-    texts["question"] = row["question"].format(**texts)
+    slots = _exercise(dice, task) if task in GIVEN_AND_FOUND else _fact(dice, task)
+    own_question = slots["question"]  # a passage has one, every other task always asks the same
+    slots["question"] = row["question"].format(question=own_question)
     if layout["layout"] == "whole":
-        texts.setdefault("whole", f"{texts['question']} {texts['given']}")
-        texts["answer"] = texts.get("whole_answer", texts["answer"])
-    return layout["text"].format(**texts, **labels, G=row["given"], R=row["answer"])
+        slots["whole"] = slots["whole"] or f"{slots['question']} {slots['given']}"
+        slots["answer"] = slots["whole_answer"]
+    elif layout["layout"] == "label" and own_question:
+        slots["given"] += " " + own_question
+    return layout["text"].format(**slots, **labels, G=row["given"], R=row["answer"])
 
 
 def worksheet(dice: Dice, task: str | None = None) -> str:
