@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,7 +19,21 @@ from small import (
     write_tokenizer,
 )
 
-from tinyft import GPT2, AdamW, GPT2Config, generate, load_model, load_tokenizer, sample, save_model, save_tokenizer
+from tinyft import (
+    GPT2,
+    AdamW,
+    GPT2Config,
+    generate,
+    load_model,
+    load_model_and_tokenizer,
+    load_tokenizer,
+    no_grad,
+    read_entries,
+    sample,
+    save_model,
+    save_tokenizer,
+)
+from tinyft.instructions import PROMPT_STYLES
 
 try:
     import torch
@@ -30,6 +45,7 @@ else:
     MISSING = ""
     transformers.logging.set_verbosity_error()
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.referee, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 SHAPES = [
@@ -237,6 +253,19 @@ def test_a_folder_goes_round_through_both(tmp_path):
     # transformers writes again what it understood; it must have understood all that tinyft said.
     assert {name for name in ours if name in again and ours[name] != again[name]} == set()
     assert set(ours) - set(again) <= {"torch_dtype"}
+
+
+def test_the_model_that_ships_loads_as_it_is():
+    folder = ROOT / "weights" / "tiny-world"
+    model, tokenizer = load_model_and_tokenizer(folder)
+    other = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for entry in read_entries(ROOT / "examples" / "data" / "test_items.json")[:20]:
+        text = PROMPT_STYLES["alpaca"](entry)
+        ids = tokenizer.encode_ordinary(text)
+        assert ids == their_tokenizer(text)["input_ids"]
+        with no_grad():
+            assert_close(model(np.array([ids])).data, logits_of(other, ids), 2e-5, text)
 
 
 # ---- tokens
