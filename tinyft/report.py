@@ -119,10 +119,11 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
     axes.set(xlabel="epochs", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    tokens_per_epoch = sum(event["tokens"] for event in steps) / max(epochs[-1], 1e-9)
-    above = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch / 1000,
-                                                   lambda k: k * 1000 / max(tokens_per_epoch, 1e-9)))
-    above.set_xlabel("thousand tokens learned", fontsize=8)
+    tokens = sum(event["tokens"] for event in steps)
+    unit, name = (10**6, "million") if tokens > 2 * 10**6 else (10**3, "thousand")
+    per_epoch = max(tokens, 1) / max(epochs[-1], 1e-9) / unit
+    above = axes.secondary_xaxis("top", functions=(lambda e: e * per_epoch, lambda count: count / per_epoch))
+    above.set_xlabel(f"{name} tokens learned", fontsize=8)
     above.tick_params(labelsize=8)
     with replacing(path) as beside:
         figure.savefig(beside, format="png")
