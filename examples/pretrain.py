@@ -136,7 +136,7 @@ def main() -> None:
         raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
     cli.claim_output(options.output_dir, options.resume, options.overwrite, options.model)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
-    learning_rate = options.learning_rate or (2e-4 * 768 / model.config.n_embd if options.model else 2e-3)
+    learning_rate = options.learning_rate or (2e-4 * (768 / model.config.n_embd) ** 0.5 if options.model else 2e-3)
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,
                         max_steps=options.max_steps, evaluate_every=options.evaluate_every, warmup=0.03,
                         beta2=0.95, patience=0)
@@ -148,7 +148,7 @@ def main() -> None:
 
     warm_up()
     training, validation = TextSet(ids[:-held_out], context), TextSet(ids[-held_out:], context)
-    identity = {"seed": options.seed, "dtype": options.dtype, "model": model_fingerprint(model),
+    identity = {"seed": options.seed, "dtype": options.dtype, "fingerprint of --model": model_fingerprint(model),
                 "corpus": training.fingerprint()}
     fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
         identity=identity, on_evaluation=show_sample,

@@ -7,13 +7,12 @@ function here draws the matter of one exercise and returns the slots for those w
 
 from __future__ import annotations
 
-from collections import defaultdict
 from functools import cache
 
 from . import sentences
 from .dice import Dice
 from .grammar import NUMBER_WORDS, capitalise, with_article
-from .tables import names, rows
+from .tables import names, rows, rows_by
 
 # How often each exercise appears in the corpus, compared with the others.
 SHARES = {
@@ -133,10 +132,7 @@ DECK = tuple(name for name, share in SHARES.items() for _ in range(share))
 @cache
 def wordings() -> dict[str, tuple[str, ...]]:
     """The wordings of each exercise."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for row in rows("exercises"):
-        found[row["exercise"]].append(row["text"])
-    return {name: tuple(texts) for name, texts in found.items()}
+    return {name: tuple(row["text"] for row in some) for name, some in rows_by("exercises", "exercise").items()}
 
 
 def exercise(dice: Dice, name: str | None = None) -> str:

@@ -6,7 +6,6 @@ the capitals, the sounds of animals and so on that come up on the way are as tru
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 
@@ -15,7 +14,7 @@ from .facts import facts_by_relation
 from .grammar import NUMBER_WORDS, with_article
 from .sentences import nouns_by_kind
 from .stories import FORMS
-from .tables import names, plurals, pronouns, rows, words
+from .tables import names, plurals, pronouns, rows, rows_by, words
 
 Slots = dict[str, str]
 # Verbs that make sense without an object, for what somebody does every day.
@@ -90,10 +89,7 @@ TOPICS: dict[str, Callable[[Dice], Slots]] = {
 @cache
 def sentences_by_topic() -> dict[str, tuple[str, ...]]:
     """The sentences of each topic."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for row in rows("portraits"):
-        found[row["topic"]].append(row["text"])
-    return {topic: tuple(texts) for topic, texts in found.items()}
+    return {topic: tuple(row["text"] for row in some) for topic, some in rows_by("portraits", "topic").items()}
 
 
 def portrait(dice: Dice) -> str:

@@ -17,6 +17,15 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
 
 
 @cache
+def rows_by(name: str, column: str) -> dict[str, tuple[dict[str, str], ...]]:
+    """The rows of tables/NAME.csv for each value of a column, in file order."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows(name):
+        found.setdefault(row[column], []).append(row)
+    return {value: tuple(some) for value, some in found.items()}
+
+
+@cache
 def words(word_class: str) -> tuple[str, ...]:
     """The words of one class in tables/classes.csv."""
     found = tuple(row["word"] for row in rows("classes") if row["class"] == word_class)

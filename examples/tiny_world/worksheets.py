@@ -1,22 +1,19 @@
 """Worksheets: questions with their answers, set out line by line as in an exercise book.
 
 A worksheet has one layout from its first line to its last. There are two dozen of them, many with
-labels or names that are drawn anew for each page. A reader of many worksheets learns that an
-answer stands in its place whatever the page looks like, and so will find its place in the layout
-of the tuning set too. The tasks are in tables/worksheets.csv, the layouts in tables/layouts.csv;
-what is asked comes from `facts.py` and `exercises.py`.
+labels or names that are drawn anew for each page. They are meant to teach that an answer stands in
+its place whatever the page looks like, since the tuning set has a layout of its own. The tasks are
+in tables/worksheets.csv, the layouts in tables/layouts.csv; what is asked comes from `facts.py`
+and `exercises.py`.
 """
 
 from __future__ import annotations
-
-from collections import defaultdict
-from functools import cache
 
 from .dice import Dice
 from .exercises import DRAW
 from .facts import fact_deck, facts_by_relation
 from .grammar import capitalise
-from .tables import names, rows
+from .tables import names, rows, rows_by
 
 Slots = dict[str, str]
 ASKED = ("Question", "Q", "Asked", "The question", "Problem", "To answer", "Quiz", "A question", "Find out")
@@ -37,13 +34,9 @@ WORKSHEET_SHARES = {
 EXERCISE_DECK = tuple(name for name, share in WORKSHEET_SHARES.items() for _ in range(share))
 
 
-@cache
-def worksheet_tasks() -> dict[str, tuple[dict[str, str], ...]]:
+def worksheet_tasks() -> dict[str, tuple[Slots, ...]]:
     """The rows of tables/worksheets.csv for each task."""
-    found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in rows("worksheets"):
-        found[row["task"]].append(row)
-    return {task: tuple(some) for task, some in found.items()}
+    return rows_by("worksheets", "task")
 
 
 def _any_task(dice: Dice) -> str:
