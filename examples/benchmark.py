@@ -38,23 +38,20 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART",
                         help=f"one of {', '.join(PARTS)}; may be given more than once (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, after every part")
-    parser.add_argument("--chart", type=Path, metavar="FILE.png",
+    parser.add_argument("--json", type=cli.file_to_write, metavar="FILE",
+                        help="write all numbers there, after every part")
+    parser.add_argument("--chart", type=cli.file_to_write, metavar="FILE.png",
                         help="draw training steps and matrix products there; needs matplotlib")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="saved",
                         help="draw the --chart from numbers that --json wrote, and measure nothing")
     parser.add_argument("--without-torch", action="store_true", help="leave PyTorch out even if it is installed")
     parser.add_argument("--serve", help="for the benchmark's own use")
+    parser.add_threads()
     return parser.parse_args()
 
 
 def check(options) -> None:
     """ValueError for options that do not go together or cannot be carried out."""
-    for name, path in (("json", options.json), ("chart", options.chart)):
-        if path and not path.resolve().parent.is_dir():
-            raise ValueError(f"--{name} {path}: there is no such folder")
-        if path and path.is_dir():
-            raise ValueError(f"--{name} {path}: that is a folder, expected a file's name")
     if options.chart:
         charts.check(options.chart)
     if options.saved and not options.chart:

@@ -22,7 +22,7 @@ def parse_arguments():
     """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
-    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE",
+    parser.add_argument("--output", type=cli.file_to_write, default=Path("runs.png"), metavar="FILE",
                         help="where the plot goes, as .png, .svg or .pdf")
     parser.add_argument("--title", default="", help="stands above the plot")
     return parser.parse_args()
@@ -58,10 +58,6 @@ def main() -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("drawing needs matplotlib: pip install matplotlib") from None
-    if not options.output.resolve().parent.is_dir():
-        raise ValueError(f"--output {options.output}: there is no such folder")
-    if options.output.is_dir():
-        raise ValueError(f"--output {options.output}: a folder, expected a file such as runs.png")
     runs = {str(folder): read_run(folder) for folder in options.runs}
     figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="tight")
     axes = figure.subplots()

@@ -90,6 +90,7 @@ def parse_arguments():
     add("--resume", action="store_true", help="go on with the interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
     add("--seed", type=cli.not_negative_int, default=123, metavar="N", help="draws split, order and dropout")
+    parser.add_threads()
     parser.add_dtype()
     return parser.parse_args()
 

@@ -33,6 +33,7 @@ def parse_arguments():
     add("--top-p", type=cli.positive_float, metavar="P", help="draw from the likeliest that together have this share")
     add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="of the draws")
     add("--stats", action="store_true", help="say on stderr how fast it was")
+    parser.add_threads()
     return parser.parse_args()
 
 

@@ -4,43 +4,42 @@ train.json is for tuning. test_items.json asks about held-out facts and sentence
 tuning has shown; test_phrasings.json asks in phrasings that it has not. The same seed gives the same bytes.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_world.files import stop, written_whole
 from tiny_world.instructions import FAMILIES, Example, make_sets
+
+from tinyft import cli
+from tinyft.files import make_writable_folder, write_text
+
+EXAMPLES = "  python examples/make_instructions.py --output examples/data --seed 0\n"
 
 
 def write_set(path: Path, examples: list[Example]) -> None:
     """Write one JSON list with one example to a line."""
     lines = ",\n".join(json.dumps(example, ensure_ascii=False) for example in examples)
-    with written_whole(path) as file:
-        file.write(f"[\n{lines}\n]\n")
+    write_text(path, f"[\n{lines}\n]\n")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python examples/make_instructions.py --output examples/data --seed 0",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="the folder for the three files")
-    parser.add_argument("--seed", type=int, default=0, help="another seed holds out other items (default 0)")
-    options = parser.parse_args(arguments)
-    if options.seed < 0:
-        stop(f"--seed must be 0 or more, not {options.seed}")
+def parse_arguments(arguments: Sequence[str] | None):
+    """The command line."""
+    parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="gets the three files")
+    parser.add_argument("--seed", type=cli.not_negative_int, default=0, metavar="N",
+                        help="another seed holds out other items")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write them, and say how many entries of each family there are."""
+    options = parse_arguments(arguments)
     sets = make_sets(options.seed)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        for name, examples in sets.items():
-            write_set(options.output / f"{name}.json", examples)
-    except OSError as error:
-        stop(f"cannot write to {options.output}: {error.strerror}; give --output a folder")
+    make_writable_folder(options.output)
+    for name, examples in sets.items():
+        write_set(options.output / f"{name}.json", examples)
     counts = {name: Counter(example["family"].split("/")[1] for example in examples) for name, examples in sets.items()}
     print(f"{'family':14}{'train':>7}{'items':>7}{'phrasings':>11}  difficulty", file=sys.stderr)
     for name, family in FAMILIES.items():
@@ -49,4 +48,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

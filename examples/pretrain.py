@@ -93,6 +93,7 @@ def parse_arguments():
     add("--evaluate-every", type=cli.positive_int, default=250, metavar="N", help="steps between two evaluations")
     add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="draws weights and order")
     add("--prompt", default="Once upon a time", metavar="TEXT", help="continued at each evaluation")
+    parser.add_threads()
     parser.add_dtype()
     return parser.parse_args()
 

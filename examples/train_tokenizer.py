@@ -4,18 +4,18 @@ Numbers are cut into single digits before the merges are learned, and no token c
 Needs the `tokenizers` package (pip install tokenizers) for the learning; using the result does not.
 """
 
-from __future__ import annotations
-
-import argparse
+import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_world.files import stop, written_whole
-
+from tinyft import cli
+from tinyft.files import make_writable_folder, read_text, write_text
 from tinyft.tokenizer import END_OF_TEXT, byte_symbols
 
 BYTES = 256
+EXAMPLES = "  python examples/train_tokenizer.py --corpus corpus.txt --output tokenizer\n"
 
 
 def learn_merges(corpus: Path, wanted: int) -> list[tuple[str, str]]:
@@ -31,8 +31,7 @@ def learn_merges(corpus: Path, wanted: int) -> list[tuple[str, str]]:
     trainer = trainers.BpeTrainer(
         vocab_size=BYTES + wanted, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    with open(corpus, encoding="utf-8") as lines:
-        tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.train_from_iterator(io.StringIO(read_text(corpus)), trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned]
 
@@ -51,40 +50,35 @@ def without_repeats(merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> int:
     """Write vocab.json and merges.txt in GPT-2's order of ids; return the number of ids."""
     tokens = [*byte_symbols().values()] + [left + right for left, right in merges] + [END_OF_TEXT]
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / "vocab.json") as file:
-        json.dump({token: index for index, token in enumerate(tokens)}, file, ensure_ascii=False)
-        file.write("\n")
-    with written_whole(folder / "merges.txt") as file:
-        file.write("#version: 0.2\n")
-        file.writelines(f"{left} {right}\n" for left, right in merges)
+    make_writable_folder(folder)
+    ids = {token: index for index, token in enumerate(tokens)}
+    write_text(folder / "vocab.json", json.dumps(ids, ensure_ascii=False) + "\n")
+    write_text(folder / "merges.txt", "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
     return len(tokens)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python examples/train_tokenizer.py --corpus corpus.txt --output tokenizer",
-    )
-    parser.add_argument("--corpus", type=Path, required=True, help="the text to learn from")
-    parser.add_argument("--vocab-size", type=int, default=4000, help="number of ids in all (default 4000)")
-    parser.add_argument("--output", type=Path, required=True, help="the folder for vocab.json and merges.txt")
-    options = parser.parse_args(arguments)
+def parse_arguments(arguments: Sequence[str] | None):
+    """The command line."""
+    parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help="the text to learn from")
+    parser.add_argument("--vocab-size", type=cli.positive_int, default=4000, metavar="N", help="number of ids in all")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="gets vocab.json and merges.txt")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Learn, write."""
+    options = parse_arguments(arguments)
     wanted = options.vocab_size - BYTES - 1
     if wanted < 0:
-        stop(f"--vocab-size must be {BYTES + 1} or more (all bytes, {END_OF_TEXT}), not {options.vocab_size}")
+        raise ValueError(f"--vocab-size {options.vocab_size}: expected {BYTES + 1} or more (all bytes, {END_OF_TEXT})")
     if not options.corpus.is_file():
-        stop(f"no file {options.corpus}; make it with examples/make_corpus.py or name another text")
+        raise ValueError(f"no file {options.corpus}; make it with examples/make_corpus.py or name another text")
     try:
         merges = without_repeats(learn_merges(options.corpus, wanted))
-        count = write_tokenizer(options.output, merges)
     except ImportError:
-        stop("the tokenizers package is missing; install it with: pip install tokenizers")
-    except UnicodeDecodeError:
-        stop(f"{options.corpus} is not UTF-8 text; save it as UTF-8 first")
-    except OSError as error:
-        stop(f"cannot read {options.corpus} or write {options.output}: {error.strerror}")
+        raise ValueError("the tokenizers package is missing; install it with: pip install tokenizers") from None
+    count = write_tokenizer(options.output, merges)
     if len(merges) < wanted:
         print(
             f"note: the text gives only {len(merges)} of {wanted} merges, so the vocabulary has {count} ids, "
@@ -95,4 +89,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -21,6 +21,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--learning-rate", type=cli.positive_float, metavar="X", help="at its highest")
     parser.add_argument("--weight-decay", type=cli.not_negative_float, default=0.0, help="on matrices")
     parser.add_argument("--all", action="store_true", help="everything")
+    parser.add_threads()
     return parser
 
 

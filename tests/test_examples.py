@@ -156,7 +156,7 @@ def in_process(script: str, arguments, monkeypatch, capsys) -> str:
 @pytest.mark.parametrize("content, said", [
     (None, "bad.json is missing"),
     (b'[{"instruction": ', "bad.json, line 1, column 18: not JSON"),
-    (b'[{"instruction": "x", "output": "y"}, {"instruction": "x"}]', "bad.json, entry 1: 'output' is missing"),
+    (b'[{"instruction": "x", "output": "y"}, {"instruction": "x"}]', "bad.json, entry 2: 'output' is missing"),
     (b'[{"instruction": "\xff", "output": "y"}]', "bad.json: not UTF-8 text"),
     (b"[]", "bad.json: no entries"),
     (b'[{"instruction": "x", "output": ""}, {"instruction": "y", "output": ""}]', "bad.json: no entry to train on"),
@@ -174,7 +174,7 @@ def test_finetune_with_bad_data(content, said, model_folder, tmp_path, monkeypat
 def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
     (tmp_path / "bad.json").write_text('[{"instruction": "x"}]')
     line = error_line(example("finetune_alpaca.py", "--model", model_folder, "--data", "bad.json", cwd=tmp_path))
-    assert line == "error: bad.json, entry 0: 'output' is missing"
+    assert line == "error: bad.json, entry 1: 'output' is missing"
 
 
 @pytest.mark.parametrize("options, said", [

@@ -159,7 +159,7 @@ def test_lone_surrogate_is_refused_or_can_be_written_again(tmp_path):
     try:
         entries = read_entries(path)
     except ValueError as error:
-        assert str(path) in str(error) and "entry 1" in str(error)
+        assert str(path) in str(error) and "entry 2" in str(error)
     else:
         write_json(tmp_path / "replies.json", [entry.output for entry in entries])
 
@@ -170,16 +170,16 @@ BAD_FILES = {
     "nothing in it": (b"", ["line 1, column 1", "not JSON"]),
     "an object": (ENTRY, ["an object", "expected a list of objects", ".jsonl"]),
     "a string": ("x", ["a string", "expected a list of objects"]),
-    "entry is a string": ([ENTRY, "x"], ["entry 1", "a string", "expected an object", "'instruction'", "'output'"]),
-    "entry is a list": ([ENTRY, ENTRY, []], ["entry 2", "a list", "expected an object"]),
-    "no output": ([ENTRY, {"instruction": "x"}], ["entry 1", "'output' is missing"]),
-    "no instruction": ([{"output": "x"}], ["entry 0", "'instruction' is missing"]),
-    "instruction is a number": ([{**ENTRY, "instruction": 5}], ["entry 0", "'instruction' is", "expected text"]),
-    "instruction is a list": ([{**ENTRY, "instruction": ["x"]}], ["entry 0", "'instruction' is a list",
+    "entry is a string": ([ENTRY, "x"], ["entry 2", "a string", "expected an object", "'instruction'", "'output'"]),
+    "entry is a list": ([ENTRY, ENTRY, []], ["entry 3", "a list", "expected an object"]),
+    "no output": ([ENTRY, {"instruction": "x"}], ["entry 2", "'output' is missing"]),
+    "no instruction": ([{"output": "x"}], ["entry 1", "'instruction' is missing"]),
+    "instruction is a number": ([{**ENTRY, "instruction": 5}], ["entry 1", "'instruction' is", "expected text"]),
+    "instruction is a list": ([{**ENTRY, "instruction": ["x"]}], ["entry 1", "'instruction' is a list",
                                                                   "expected text"]),
-    "output is null": ([ENTRY, {**ENTRY, "output": None}], ["entry 1", "'output' is", "expected text"]),
-    "input is an object": ([{**ENTRY, "input": {}}], ["entry 0", "'input' is an object", "expected text"]),
-    "empty instruction": ([{**ENTRY, "instruction": " "}], ["entry 0", "'instruction' is empty"]),
+    "output is null": ([ENTRY, {**ENTRY, "output": None}], ["entry 2", "'output' is", "expected text"]),
+    "input is an object": ([{**ENTRY, "input": {}}], ["entry 1", "'input' is an object", "expected text"]),
+    "empty instruction": ([{**ENTRY, "instruction": " "}], ["entry 1", "'instruction' is empty"]),
     "not UTF-8": ('[{"instruction": "Gr\xf6\xdfe", "output": "y"}]'.encode("latin-1"),
                   ["not UTF-8", "byte 20", "0xf6", "save it as UTF-8"]),
     "UTF-16": (json.dumps([ENTRY]).encode("utf-16"), ["not UTF-8", "save it as UTF-8"]),

@@ -20,6 +20,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, examples: str):
         super().__init__(description=description, epilog="examples:\n" + examples,
                          formatter_class=_HelpFormatter)
+
+    def add_threads(self) -> None:
+        """The option --threads; `use_threads` carries it out."""
         self.add_argument("--threads", type=positive_int, metavar="N",
                           help=f"CPU threads (default: {numba.config.NUMBA_NUM_THREADS}, all that this machine gives)")
 
@@ -87,6 +90,16 @@ def _number(text: str, expected: str, fits: Callable[[float], bool]) -> float:
     if not (math.isfinite(value) and fits(value)):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number {expected}")
     return value
+
+
+def file_to_write(text: str) -> Path:
+    """The path of a file that can be made, for argparse; found out before the work that fills it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, expected the name of a file")
+    if not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}; make it first")
+    return path
 
 
 def use_threads(threads: int | None) -> int:

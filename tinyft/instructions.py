@@ -56,7 +56,7 @@ def read_entries(path: str | os.PathLike) -> list[Entry]:
                          "if every line is an object of its own, name the file .jsonl")
     if not raw:
         raise ValueError(f"{path}: no entries in it")
-    return [_entry(item, f"{path}, entry {i}") for i, item in enumerate(raw)]
+    return [_entry(item, f"{path}, entry {i}") for i, item in enumerate(raw, 1)]
 
 
 def _read_lines(path: Path) -> list:
