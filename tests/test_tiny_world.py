@@ -320,6 +320,21 @@ def test_no_rule_input_of_a_test_stands_in_the_corpus(
     assert [text for text in found if re.search(rf"\b{re.escape(text)}(?!\w)", sample)] == []
 
 
+def sums_in(text: str) -> set[frozenset[int]]:
+    """Pairs of numbers of two digits, near each other and before their sum; order does not matter."""
+    told = re.finditer(r"\b(\d\d)\b(?=[^\d\n]{1,20}\b(\d\d)\b(.{0,40}))", text)
+    return {frozenset((int(x), int(y))) for x, y, after in (match.groups() for match in told)
+            if re.search(rf"\b{int(x) + int(y)}\b", after)}
+
+
+def test_no_sum_of_a_test_is_told_or_tuned_in_either_order(sample: str, sets: dict[str, list[dict[str, str]]]) -> None:
+    of = {name: "\n".join(f"{' '.join(asked(example))} {example['output']}" for example in examples
+                          if family_of(example) == "big_addition") for name, examples in sets.items()}
+    asked_about = sums_in(of["test_items"]) | sums_in(of["test_phrasings"])
+    assert len(asked_about) >= 15 and len(sums_in(sample)) > 200 and len(sums_in(of["train"])) > 60
+    assert asked_about & (sums_in(sample) | sums_in(of["train"])) == set()
+
+
 DRAWS = {
     "action": lambda dice, reserved: sentences.action(dice, reserved).active,
     "plain": lambda dice, reserved: sentences.plain_and_negated(dice, reserved)[0],

@@ -131,7 +131,7 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
 
 
 def smooth(values: list[float]) -> list[float]:
-    """A running mean over about a thirtieth of the run."""
-    window = max(1, len(values) // 30)
-    return [sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
-            for i in range(len(values))]
+    """A running mean over about a thirtieth of the run, as much of it ahead of each step as behind."""
+    half = len(values) // 60
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]

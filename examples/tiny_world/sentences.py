@@ -227,9 +227,13 @@ def odd_one_out(dice: Dice, reserved: bool = False) -> tuple[list[str], str, str
 
 
 def big_sum(dice: Dice, reserved: bool = False) -> tuple[int, int]:
-    """Two numbers from 10 to 89 to add."""
+    """Two numbers from 10 to 89 to add. In a reserved sum they are reserved in both orders."""
 
     def draw() -> tuple[int, int]:
         return dice.number(10, 89), dice.number(10, 89)
 
-    return _until(draw, lambda pair: is_reserved(f"{pair[0]} + {pair[1]}") == reserved)
+    def fits(pair: tuple[int, int]) -> bool:
+        as_drawn, exchanged = (is_reserved(f"{x} + {y}") for x, y in (pair, pair[::-1]))
+        return as_drawn and exchanged if reserved else not as_drawn
+
+    return _until(draw, fits)
