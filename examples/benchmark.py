@@ -5,6 +5,7 @@ noisy: compare within a row, and training steps within a table. PyTorch, transfo
 JAX join in where they are installed.
 """
 
+import argparse
 import os
 import sys
 
@@ -45,7 +46,7 @@ def parse_arguments():
     parser.add_argument("--from", type=Path, metavar="FILE", dest="saved",
                         help="draw the --chart from numbers that --json wrote, and measure nothing")
     parser.add_argument("--without-torch", action="store_true", help="leave PyTorch out even if it is installed")
-    parser.add_argument("--serve", help="for the benchmark's own use")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # for the processes that it starts
     parser.add_threads()
     return parser.parse_args()
 

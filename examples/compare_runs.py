@@ -3,12 +3,11 @@
 A run is an output folder of finetune_alpaca.py or pretrain.py; its metrics.jsonl is read.
 """
 
-import json
 import math
 from pathlib import Path
 
 from tinyft import cli
-from tinyft.files import read_text, replacing
+from tinyft.files import read_json_lines, replacing
 from tinyft.report import smooth
 
 EXAMPLES = """\
@@ -34,13 +33,11 @@ def read_run(folder: Path) -> dict[str, list[tuple[int, float]]]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; {folder} is not the output folder of a run")
     events: dict[str, list[tuple[int, float]]] = {"step": [], "evaluation": []}
-    for number, line in enumerate(read_text(path).splitlines(keepends=True), 1):
+    for number, event in read_json_lines(path, may_be_cut=True):
         try:
-            event = json.loads(line)
             events[event["kind"]].append((int(event["step"]), float(event["loss"])))
         except (ValueError, KeyError, TypeError, OverflowError):
-            if line.endswith("\n"):  # else it is the last line of a run that goes on or was killed
-                raise ValueError(f"{path}, line {number}: not an event of a run") from None
+            raise ValueError(f"{path}, line {number}: not an event of a run") from None
     if not events["step"]:
         raise ValueError(f"{path}: the run has no steps yet")
     return events

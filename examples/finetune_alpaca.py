@@ -255,9 +255,11 @@ def main() -> None:
         print("\nreplies that match exactly\n\n" + score_table(scores))
     plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
     style_option = "" if options.prompt_style == "alpaca" else f"--prompt-style {options.prompt_style} "
+    scores_file = "scores.json, " if scored else ""
     print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
-          f"metrics.jsonl, {plot}\nask it: python examples/generate.py --model {output / 'model'} {style_option}"
-          f"\"...\"\npeak memory {peak_megabytes():.0f} MB")
+          f"{scores_file}metrics.jsonl, {plot}\n"
+          f"ask it: python examples/generate.py --model {output / 'model'} {style_option}\"...\"\n"
+          f"peak memory {peak_megabytes():.0f} MB")
 
 
 if __name__ == "__main__":

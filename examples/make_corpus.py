@@ -14,6 +14,7 @@ from tinyft import cli
 from tinyft.files import replacing
 
 MEGABYTE = 1_000_000
+MOST_MEGABYTES = 10_000
 EXAMPLES = """\
   python examples/make_corpus.py --output corpus.txt --megabytes 60 --seed 0
   python examples/make_corpus.py --output drills.txt --megabytes 8 --seed 1 --drill odd odd passage
@@ -57,6 +58,8 @@ def parse_arguments(arguments: Sequence[str] | None):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write it."""
     options = parse_arguments(arguments)
+    if options.megabytes > MOST_MEGABYTES:
+        raise ValueError(f"--megabytes {options.megabytes:g}: expected at most {MOST_MEGABYTES}")
     write_corpus(options.output, options.megabytes, options.seed, options.drill or ())
 
 

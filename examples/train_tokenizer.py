@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyft import cli
-from tinyft.files import make_writable_folder, read_text, write_text
+from tinyft.files import make_writable_folder, read_text, write_json, write_text
 from tinyft.tokenizer import END_OF_TEXT, byte_symbols
 
 BYTES = 256
@@ -51,8 +51,7 @@ def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> int:
     """Write vocab.json and merges.txt in GPT-2's order of ids; return the number of ids."""
     tokens = [*byte_symbols().values()] + [left + right for left, right in merges] + [END_OF_TEXT]
     make_writable_folder(folder)
-    ids = {token: index for index, token in enumerate(tokens)}
-    write_text(folder / "vocab.json", json.dumps(ids, ensure_ascii=False) + "\n")
+    write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
     write_text(folder / "merges.txt", "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
     return len(tokens)
 
@@ -70,14 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Learn, write."""
     options = parse_arguments(arguments)
     wanted = options.vocab_size - BYTES - 1
-    if wanted < 0:
-        raise ValueError(f"--vocab-size {options.vocab_size}: expected {BYTES + 1} or more (all bytes, {END_OF_TEXT})")
+    if not 0 <= wanted < 10**6:
+        raise ValueError(f"--vocab-size {options.vocab_size}: expected from {BYTES + 1} (all bytes, {END_OF_TEXT}) "
+                         "to a million")
+    if options.corpus.is_dir():
+        raise ValueError(f"--corpus {options.corpus} is a folder, expected a text file")
     if not options.corpus.is_file():
         raise ValueError(f"no file {options.corpus}; make it with examples/make_corpus.py or name another text")
     try:
         merges = without_repeats(learn_merges(options.corpus, wanted))
     except ImportError:
-        raise ValueError("the tokenizers package is missing; install it with: pip install tokenizers") from None
+        raise ValueError("the tokenizers package is missing: pip install tokenizers, or tinyft with its extra "
+                         "'corpus'") from None
     count = write_tokenizer(options.output, merges)
     if len(merges) < wanted:
         print(

@@ -1,10 +1,20 @@
 """Files that are whole or not there, and what is said about bad ones."""
 
 import json
+import os
+import stat
 
 import pytest
 
-from tinyft.files import make_writable_folder, read_json, read_text, replacing, write_json, write_text
+from tinyft.files import (
+    make_writable_folder,
+    read_json,
+    read_json_lines,
+    read_text,
+    replacing,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -61,6 +71,22 @@ def test_replacing_keeps_the_old_content_when_the_disk_fails(tmp_path, monkeypat
         beside.write_text("new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_replacing_leaves_devices_alone(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="pipe is a device, expected the name of a file"), replacing(path):
+        raise AssertionError
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_replacing_follows_a_link(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
 
 
 def test_replacing_needs_the_folder(tmp_path):
@@ -120,6 +146,17 @@ def test_read_json_refuses_what_is_none(tmp_path, text):
         read_json(path)
     assert str(path) in str(caught.value)
     assert not isinstance(caught.value, json.JSONDecodeError)
+
+
+def test_read_json_lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\r\n\n[2]\n"\xe2\x80\xa8"\n{"cut')
+    assert read_json_lines(path, may_be_cut=True) == [(1, {"a": 1}), (3, [2]), (4, "\u2028")]
+    with pytest.raises(ValueError, match="lines.jsonl, line 5: not JSON"):
+        read_json_lines(path)
+    path.write_text("1\n" + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="lines.jsonl, line 2: JSON that is nested too deeply"):
+        read_json_lines(path, may_be_cut=True)
 
 
 def test_reading_what_is_not_there_names_it(tmp_path):

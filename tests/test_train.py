@@ -29,7 +29,7 @@ from tinyft import (
     train,
 )
 from tinyft.ops import IGNORE, cross_entropy
-from tinyft.report import plot_losses
+from tinyft.report import plot_losses, smooth
 from tinyft.train import Evaluated, Started, Stepped, TrainingDiverged, evaluate
 
 # ---- the loss of a batch
@@ -375,6 +375,13 @@ def test_loss_png(turning, tmp_path):
     steps = [event for event in events if event["kind"] == "step"]
     assert plot_losses(steps[:1], tmp_path / "one.png") and (tmp_path / "one.png").stat().st_size > 1000
     assert not plot_losses([], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+
+
+def test_smooth_neither_lags_nor_leads():
+    line = [3.0 * i for i in range(300)]
+    assert smooth(line) == pytest.approx(line)
+    wave = smooth([float(i % 2) for i in range(300)])
+    assert all(0.4 < value < 0.6 for value in wave[5:-5]) and smooth([]) == [] and smooth([2.0]) == [2.0]
 
 
 def test_same_seed_same_files(turning, tmp_path):

@@ -67,7 +67,7 @@ def not_negative_int(text: str) -> int:
 
 
 def _whole_number(text: str, lowest: int) -> int:
-    if not text.isdecimal() or int(text) < lowest:
+    if not (text.isascii() and text.isdecimal()) or int(text) < lowest:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {lowest}")
     return int(text)
 
@@ -95,8 +95,9 @@ def _number(text: str, expected: str, fits: Callable[[float], bool]) -> float:
 def file_to_write(text: str) -> Path:
     """The path of a file that can be made, for argparse; found out before the work that fills it."""
     path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder, expected the name of a file")
+    if not text or path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device"
+        raise argparse.ArgumentTypeError(f"'{text}' is {kind}, expected the name of a file")
     if not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}; make it first")
     return path

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def _umask() -> int:
@@ -18,9 +19,12 @@ def _umask() -> int:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the name of `path` once it is safely on disk.
 
-    If the block raises, or the machine stops, what stood at `path` before still does.
+    If the block raises, or the machine stops, what stood at `path` before still does. Of a symbolic link the
+    file that it points to is replaced. ValueError if `path` is a folder or a device.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, expected the name of a file")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
@@ -74,6 +78,26 @@ def read_json(path: str | os.PathLike):
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
 
 
+def read_json_lines(path: str | os.PathLike, may_be_cut: bool = False) -> list[tuple[int, Any]]:
+    """(line number, value) of every line that isn't empty; ValueError with path and line where it is no JSON.
+
+    may_be_cut: leave out a last line without its end, which is being written or was when the writer died.
+    """
+    text = read_text(path)
+    if may_be_cut:
+        text = text[: text.rfind("\n") + 1]
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at more than line ends
+        if line.strip():
+            try:
+                values.append((number, json.loads(line)))
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: JSON that is nested too deeply") from None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    return values
+
+
 def make_writable_folder(path: str | os.PathLike) -> Path:
     """Make a folder if need be and try to write in it now, not after an hour of training."""
     path = Path(path)
@@ -83,5 +107,6 @@ def make_writable_folder(path: str | os.PathLike) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{path}: cannot write there ({error.strerror}); choose another folder") from None
+        reason = "it is a file" if path.is_file() else error.strerror
+        raise ValueError(f"{path}: cannot write there ({reason}); choose another folder") from None
     return path

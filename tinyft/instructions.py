@@ -6,7 +6,6 @@ token is the end-of-text token, and that one has to be learned once in every row
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from .files import read_json, read_text
+from .files import read_json, read_json_lines
 from .ops import IGNORE
 
 
@@ -44,7 +43,7 @@ def read_entries(path: str | os.PathLike) -> list[Entry]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a JSON or JSONL file of instructions")
     if path.suffix.lower() == ".jsonl":
-        raw = _read_lines(path)
+        raw = [value for _, value in read_json_lines(path)]
     else:
         try:
             raw = read_json(path)
@@ -57,17 +56,6 @@ def read_entries(path: str | os.PathLike) -> list[Entry]:
     if not raw:
         raise ValueError(f"{path}: no entries in it")
     return [_entry(item, f"{path}, entry {i}") for i, item in enumerate(raw, 1)]
-
-
-def _read_lines(path: Path) -> list:
-    raw = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines() cuts at more than line ends
-        if line.strip():
-            try:
-                raw.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    return raw
 
 
 def _kind(value) -> str:

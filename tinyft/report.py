@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from .files import replacing, write_text
+from .files import read_json_lines, replacing, write_text
 from .train import Evaluated, Progress, Started, Stepped
 
 
@@ -82,15 +82,9 @@ def _events_until(path: Path, progress: Progress) -> list[dict]:
     """The events of an interrupted run, up to the point from which it goes on."""
     if not path.exists():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed
-            break
-        if event["step"] <= (progress.step if event["kind"] == "step" else progress.evaluated_step):
-            events.append(event)
-    return events
+    events = (event for _, event in read_json_lines(path, may_be_cut=True))
+    return [event for event in events
+            if event["step"] <= (progress.step if event["kind"] == "step" else progress.evaluated_step)]
 
 
 def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") -> bool:
@@ -132,6 +126,9 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
 
 def smooth(values: list[float]) -> list[float]:
     """A running mean over about a thirtieth of the run, as much of it ahead of each step as behind."""
-    half = len(values) // 60
-    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    smoothed = []
+    for i in range(len(values)):
+        half = min(len(values) // 60, i, len(values) - 1 - i)
+        window = values[i - half : i + half + 1]
+        smoothed.append(sum(window) / len(window))
+    return smoothed

@@ -100,7 +100,8 @@ def _odd(dice: Dice, reserved: bool) -> Slots:
 
 def _big_addition(dice: Dice, reserved: bool) -> Slots:
     x, y = sentences.big_sum(dice, reserved)
-    return {"x": str(x), "y": str(y), "output": str(x + y)}
+    slots = {"x": str(x), "y": str(y), "output": str(x + y)}
+    return slots | {"once": f"{min(x, y)} + {max(x, y)}"} if reserved else slots
 
 
 def _story(dice: Dice, reserved: bool) -> Slots:
@@ -192,7 +193,10 @@ def _source(family: Family, seed: int, reserved: bool) -> Source:
 def _examples(
     name: str, split: str, source: Source, count: int, dice: Dice, taken: set[tuple[str, str]]
 ) -> list[Example]:
-    """Examples of one family whose (instruction, input) is not taken yet, phrasings in turn."""
+    """Examples of one family whose (instruction, input) is not taken yet, phrasings in turn.
+
+    A source that gives "once" with its slots is not asked twice about that, in whatever words.
+    """
     templates = phrasings(name, split)
     found: list[Example] = []
     for _ in range(count * MOST_TRIES):
@@ -200,8 +204,9 @@ def _examples(
             break
         slots = source(dice)
         instruction, given = (text.format(**slots) for text in templates[len(found) % len(templates)])
-        if (instruction, given) not in taken:
-            taken.add((instruction, given))
+        marks = {(instruction, given), ("once", slots.get("once", instruction + given))}
+        if not marks & taken:
+            taken |= marks
             example = {"instruction": instruction, "input": given, "output": slots["output"]}
             found.append(example | {"family": f"{FAMILIES[name].difficulty}/{name}"})
     return found
