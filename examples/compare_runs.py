@@ -14,6 +14,7 @@ EXAMPLES = """\
   python examples/finetune_alpaca.py --output-dir runs/float32
   python examples/finetune_alpaca.py --output-dir runs/bfloat16 --dtype bfloat16
   python examples/compare_runs.py runs/float32 runs/bfloat16 --output both.png
+  python examples/compare_runs.py runs/short runs/long --log --title "how long to train"
 """
 
 
@@ -23,6 +24,7 @@ def parse_arguments():
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of a run")
     parser.add_argument("--output", type=cli.file_to_write, default=Path("runs.png"), metavar="FILE",
                         help="where the plot goes, as .png, .svg or .pdf")
+    parser.add_argument("--log", action="store_true", help="a logarithmic axis of losses, to see small ones apart")
     parser.add_argument("--title", default="", help="stands above the plot")
     return parser.parse_args()
 
@@ -70,6 +72,8 @@ def main() -> None:
             best_step, best = min(evaluations, key=lambda evaluation: (math.isnan(evaluation[1]), evaluation[1]))
             print(f"{name}: best validation loss {best:.4f} at step {best_step} of {steps[-1][0]}")
     axes.set(xlabel="steps", ylabel="loss (nats per token)", title=literal(options.title))
+    if options.log:
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     with replacing(options.output) as beside:

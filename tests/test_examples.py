@@ -367,7 +367,7 @@ def test_help(script, monkeypatch, capsys):
 def test_compare_runs_draws_and_says_where_each_ended(tuned, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and plots need it")
     folder, _ = tuned
-    result = example("compare_runs.py", folder, folder, "--output", tmp_path / "both.png", cwd=tmp_path)
+    result = example("compare_runs.py", folder, folder, "--log", "--output", tmp_path / "both.png", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"best validation loss \d\.\d+ at step \d of 3", result.stdout)
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

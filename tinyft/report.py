@@ -125,10 +125,13 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
 
 
 def smooth(values: list[float]) -> list[float]:
-    """A running mean over about a thirtieth of the run, as much of it ahead of each step as behind."""
+    """A running mean over about a thirtieth of the run, as much of it ahead of each step as behind.
+
+    At the steep start it is shorter; at the end what lies ahead is missing.
+    """
     smoothed = []
     for i in range(len(values)):
-        half = min(len(values) // 60, i, len(values) - 1 - i)
+        half = min(len(values) // 60, i)
         window = values[i - half : i + half + 1]
         smoothed.append(sum(window) / len(window))
     return smoothed
