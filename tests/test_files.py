@@ -77,7 +77,7 @@ def test_replacing_keeps_the_old_content_when_the_disk_fails(tmp_path, monkeypat
 def test_replacing_leaves_devices_alone(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(ValueError, match="pipe is a device, expected the name of a file"), replacing(path):
+    with pytest.raises(ValueError, match="pipe' is a device, expected the name of a file"), replacing(path):
         raise AssertionError
     assert stat.S_ISFIFO(path.stat().st_mode)
 

@@ -454,7 +454,7 @@ def test_a_text_that_is_too_short_is_reported(tmp_path: Path, capsys: pytest.Cap
     (make_corpus.main, ["--output", "no/such/folder/x"], "--output: no/such/folder/x: there is no folder"),
     (make_corpus.main, ["--output", "."], "--output: '.' is a folder, expected the name of a file"),
     (make_corpus.main, ["--output", "x", "--drill", "oddly"], "--drill: invalid choice: 'oddly'"),
-    (make_instructions.main, ["--output", "x", "--seed", "-1"], "--seed"),
+    (make_instructions.main, ["--output", "x", "--seed", "-1"], "--seed: '-1', expected a whole number of at least 0"),
 ])
 def test_bad_options(main, arguments, advice, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numba
 
-from .files import make_writable_folder
+from .files import check_replaceable, make_writable_folder
 from .fit import STATE
 from .ops import use_bfloat16
 
@@ -95,9 +95,10 @@ def _number(text: str, expected: str, fits: Callable[[float], bool]) -> float:
 def file_to_write(text: str) -> Path:
     """The path of a file that can be made, for argparse; found out before the work that fills it."""
     path = Path(text)
-    if not text or path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device"
-        raise argparse.ArgumentTypeError(f"'{text}' is {kind}, expected the name of a file")
+    try:
+        check_replaceable(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}; make it first")
     return path

@@ -15,6 +15,13 @@ def _umask() -> int:
     return umask
 
 
+def check_replaceable(path: str | os.PathLike) -> None:
+    """ValueError if a folder or a device stands at `path`, where a file is to be."""
+    if Path(path).exists() and not Path(path).is_file():
+        kind = "a folder" if Path(path).is_dir() else "a device"
+        raise ValueError(f"'{path}' is {kind}, expected the name of a file")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the name of `path` once it is safely on disk.
@@ -22,9 +29,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     If the block raises, or the machine stops, what stood at `path` before still does. Of a symbolic link the
     file that it points to is replaced. ValueError if `path` is a folder or a device.
     """
+    check_replaceable(path)
     path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, expected the name of a file")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside

@@ -191,7 +191,7 @@ def _source(family: Family, seed: int, reserved: bool) -> Source:
 
 
 def _examples(
-    name: str, split: str, source: Source, count: int, dice: Dice, taken: set[tuple[str, str]]
+    name: str, split: str, source: Source, count: int, dice: Dice, taken: set[str | tuple[str, str]]
 ) -> list[Example]:
     """Examples of one family whose (instruction, input) is not taken yet, phrasings in turn.
 
@@ -204,9 +204,9 @@ def _examples(
             break
         slots = source(dice)
         instruction, given = (text.format(**slots) for text in templates[len(found) % len(templates)])
-        marks = {(instruction, given), ("once", slots.get("once", instruction + given))}
-        if not marks & taken:
-            taken |= marks
+        matter = slots.get("once", (instruction, given))
+        if matter not in taken:
+            taken.add(matter)
             example = {"instruction": instruction, "input": given, "output": slots["output"]}
             found.append(example | {"family": f"{FAMILIES[name].difficulty}/{name}"})
     return found
@@ -217,7 +217,7 @@ def make_sets(seed: int) -> dict[str, list[Example]]:
     sets: dict[str, list[Example]] = {"train": [], "test_items": [], "test_phrasings": []}
     for number, (name, family) in enumerate(FAMILIES.items()):
         dice = Dice(seed * 1000 + number)
-        taken: set[tuple[str, str]] = set()
+        taken: set[str | tuple[str, str]] = set()
         known, unseen = _source(family, seed, reserved=False), _source(family, seed, reserved=True)
         sets["train"] += _examples(name, "train", known, family.train, dice, taken)
         sets["test_items"] += _examples(name, "train", unseen, family.items, dice, taken)
