@@ -24,12 +24,13 @@ from tinyft import (
     warm_up,
 )
 from tinyft.checkpoint import check_training_state, model_fingerprint
+from tinyft.data.instructions import show_mask
+from tinyft.data.prompts import PROMPT_STYLES
 from tinyft.files import make_writable_folder, write_json
-from tinyft.fit import STATE
-from tinyft.generate import reply
 from tinyft.gpt2 import SIZES
-from tinyft.instructions import PROMPT_STYLES, show_mask
+from tinyft.inference.generate import reply
 from tinyft.memory import peak_megabytes
+from tinyft.run import STATE
 from tinyft.scoring import compare_by_family, score_table, side_by_side
 
 try:

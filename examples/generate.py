@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from tinyft import Entry, cli, generate, load_model_and_tokenizer, stream_text
-from tinyft.instructions import PROMPT_STYLES
+from tinyft.data.prompts import PROMPT_STYLES
 
 EXAMPLES = """\
   python examples/generate.py --model runs/tiny-world/model "What is the capital of France?"

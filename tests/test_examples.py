@@ -23,8 +23,8 @@ from tiny import (
 )
 
 from tinyft import Entry, load_model, load_model_and_tokenizer, reply
-from tinyft.generate import generate, stream_text
-from tinyft.instructions import PROMPT_STYLES
+from tinyft.data.prompts import PROMPT_STYLES
+from tinyft.inference.generate import generate, stream_text
 
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 ENTRIES = make_entries(40)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tiny import CONTEXT, END_OF_TEXT, ROOT, TOKENIZER, make_entries, make_set
 
 from tinyft import Entry, collate, read_entries, split
+from tinyft.data.instructions import Example, encode, show_mask
+from tinyft.data.prompts import PROMPT_STYLES
 from tinyft.files import write_json
-from tinyft.instructions import PROMPT_STYLES, Example, encode, show_mask
 
 CHAPTER_7_DATA = ROOT.parent / "shared" / "data" / "instruction-data.json"
 EOT = TOKENIZER.eot_token

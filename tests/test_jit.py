@@ -7,7 +7,7 @@ from tinyft.kernels.jit import REORDER, VECTOR_BYTES
 
 SUM_OF_SQUARES = """
 import numpy as np
-from tinyft.kernels.adamw import sum_of_squares
+from tinyft.kernels.sums import sum_of_squares
 print(sum_of_squares(np.arange(4, dtype=np.float32)))
 """
 NOTICE = "tinyft: compiling kernels"

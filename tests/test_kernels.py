@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from reference import assert_within, eps, sum_error, wide
 
 from tinyft.kernels.adamw import BLOCK as ADAMW_BLOCK
-from tinyft.kernels.adamw import adamw_step, sum_of_squares
-from tinyft.kernels.embedding import COLUMNS, embedding_backward, sum_rows
+from tinyft.kernels.adamw import adamw_step
+from tinyft.kernels.embedding import COLUMNS, embedding_backward
 from tinyft.kernels.gelu import BLOCK as GELU_BLOCK
 from tinyft.kernels.gelu import gelu_backward, gelu_forward
 from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
-from tinyft.kernels.norm import PARTS, layer_norm_backward, layer_norm_forward
+from tinyft.kernels.norm import layer_norm_backward, layer_norm_forward
 from tinyft.kernels.softmax import softmax_backward, softmax_forward
+from tinyft.kernels.sums import PARTS, sum_of_squares, sum_rows
 
 ROWS_AND_WIDTHS = [(0, 3), (1, 1), (1, 2), (3, 1), (2, 16), (7, 17), (5, 31), (PARTS + 1, 33), (67, 101)]
 EPSILON = 1e-5

@@ -33,7 +33,7 @@ from tinyft import (
     save_model,
     save_tokenizer,
 )
-from tinyft.instructions import PROMPT_STYLES
+from tinyft.data.prompts import PROMPT_STYLES
 
 try:
     import torch

@@ -6,11 +6,11 @@ Reading order:
   ops.py           every differentiable op: forward, with its backward inside
   gradcheck.py     is a gradient right?
   nn.py, gpt2.py   layers, and GPT-2 made of them
-  tokenizer.py, instructions.py   from a file of instructions to batches with masks
+  tokenizer.py, data/             from a file of instructions to batches with masks
   optim.py, train.py              AdamW and the training loop
-  generate.py, scoring.py         replies, and how good they are
+  inference/, scoring.py          replies, and how good they are
   checkpoint.py, files.py         model folders that other tools read
-  fit.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
+  run.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
   cli.py           what the scripts in examples/ share
   kernels/         the arithmetic, compiled by Numba: start with matmul.py
 """
@@ -22,12 +22,14 @@ from .checkpoint import (
     save_model,
     save_training_state,
 )
-from .fit import fit, forget_state, warm_up
-from .generate import ask, generate, reply, sample, stream_text
+from .data.entries import Entry, read_entries
+from .data.instructions import InstructionSet, collate, split
 from .gpt2 import GPT2, GPT2Config, KVCache
 from .gradcheck import gradcheck
-from .instructions import Entry, InstructionSet, collate, read_entries, split
+from .inference.generate import ask, generate, reply, stream_text
+from .inference.sampling import sample
 from .optim import AdamW, cosine_with_warmup
+from .run import fit, forget_state, warm_up
 from .tensor import Tensor, no_grad, op
 from .tokenizer import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train

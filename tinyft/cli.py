@@ -10,8 +10,8 @@ from pathlib import Path
 import numba
 
 from .files import check_replaceable, make_writable_folder
-from .fit import STATE
 from .ops import use_bfloat16
+from .run import STATE
 
 
 class Parser(argparse.ArgumentParser):

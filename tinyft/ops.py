@@ -10,13 +10,14 @@ import numpy as np
 from numba import get_num_threads
 
 from .kernels.attention import attention_backward, attention_forward
-from .kernels.embedding import embedding_backward, sum_rows
+from .kernels.embedding import embedding_backward
 from .kernels.gelu import gelu_backward, gelu_forward
 from .kernels.jit import HAS_BFLOAT16
 from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
 from .kernels.matmul import matmul as multiply_arrays
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
+from .kernels.sums import sum_rows
 from .tensor import Given, Tensor, is_recording, op
 
 IGNORE = -100  # a target that must not be learned

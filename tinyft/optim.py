@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .kernels.adamw import adamw_step, sum_of_squares
+from .kernels.adamw import adamw_step
+from .kernels.sums import sum_of_squares
 from .nn import Module
 
 

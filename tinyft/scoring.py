@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from .instructions import Entry
+from .data.entries import Entry
 
 
 def normalise(text: str) -> str:

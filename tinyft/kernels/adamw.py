@@ -1,4 +1,4 @@
-"""The optimizer's arithmetic: AdamW and the norm of a gradient, each in one pass over memory."""
+"""The optimizer's arithmetic, in one pass over memory."""
 
 import numpy as np
 from numba import prange
@@ -32,23 +32,3 @@ def adamw_step(weight, grad, m, v, grad_scale, learning_rate, beta1, beta2, eps,
         part = slice(block * BLOCK, min(weight.size, (block + 1) * BLOCK))
         _adamw(weight[part], grad[part], m[part], v[part], real(grad_scale), real(1 - beta1),
                real(1 - beta2), real(step_size), real(eps), real(shrink), real(root_correction2))
-
-
-@jit(reorder=True)
-def _sum_of_squares(x):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        total += x[i] * x[i]
-    return total
-
-
-@jit(parallel=True)
-def sum_of_squares(x):
-    """Sum of x**2 over (n,). Blocks are joined in float64: one float32 sum of 100 million loses digits."""
-    parts = np.empty((x.size + BLOCK - 1) // BLOCK)
-    for block in prange(parts.size):
-        parts[block] = _sum_of_squares(x[block * BLOCK : min(x.size, (block + 1) * BLOCK)])
-    total = 0.0
-    for part in parts:
-        total += part
-    return total

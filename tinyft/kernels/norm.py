@@ -4,8 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
-
-PARTS = 16
+from .sums import PARTS, sum_of_parts, zero_parts
 
 
 @jit(reorder=True)
@@ -56,22 +55,6 @@ def _normalise_row_backward(dout, x, weight, mean, rstd, dx, dweight, dbias):
     for i in range(x.size):
         normal = (x[i] - mean) * rstd
         dx[i] = rstd * (dout[i] * weight[i] - mean_g - normal * mean_gn)
-
-
-@jit
-def zero_parts(x):
-    """(PARTS, n) zeros for x (rows, n). Within a parallel function they would be compiled as one more parallel loop."""
-    return np.zeros((PARTS, x.shape[1]), x.dtype)
-
-
-@jit
-def sum_of_parts(parts):
-    """(parts, n) -> (n,)"""
-    total = parts[0].copy()
-    for part in range(1, parts.shape[0]):
-        for i in range(total.size):
-            total[i] += parts[part, i]
-    return total
 
 
 @jit

@@ -14,8 +14,8 @@ import tiktoken
 
 from .checkpoint import load_model, load_training_state, save_model, save_training_state
 from .files import make_writable_folder
-from .generate import generate
 from .gpt2 import GPT2, GPT2Config
+from .inference.generate import generate
 from .memory import keep_freed_memory
 from .optim import AdamW
 from .report import RunReport, plot_losses

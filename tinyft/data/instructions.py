@@ -1,4 +1,4 @@
-"""From a file of instructions to batches: prompts, tokens, masks, splits, padding.
+"""From entries to batches: tokens, masks, splits, padding.
 
 Masks are built by position, beside the ids. They are never found again by looking for a token: the padding
 token is the end-of-text token, and that one has to be learned once in every row.
@@ -6,126 +6,15 @@ token is the end-of-text token, and that one has to be learned once in every row
 
 import hashlib
 import itertools
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 
-from .files import read_json, read_json_lines
-from .ops import IGNORE
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One instruction with the reply to learn. `family` groups entries in reports; it may be empty."""
-
-    instruction: str
-    input: str
-    output: str
-    family: str = ""
-
-
-# ---- reading
-
-
-def read_entries(path: str | os.PathLike) -> list[Entry]:
-    """Entries of an Alpaca file: a JSON list of objects, or JSONL with one object a line.
-
-    ValueError names the file and the first entry that has no 'instruction' or 'output', or other than text
-    in them. 'input' and 'family' may be missing.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} is missing; expected a JSON list of objects with 'instruction', 'input', 'output'")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a JSON or JSONL file of instructions")
-    if path.suffix.lower() == ".jsonl":
-        raw = [value for _, value in read_json_lines(path)]
-    else:
-        try:
-            raw = read_json(path)
-        except ValueError as error:
-            hint = "; if every line is an object of its own, name the file .jsonl" * ("Extra data" in str(error))
-            raise ValueError(f"{error}{hint}") from None
-    if not isinstance(raw, list):
-        raise ValueError(f"{path}: the JSON is {_kind(raw)}, expected a list of objects; "
-                         "if every line is an object of its own, name the file .jsonl")
-    if not raw:
-        raise ValueError(f"{path}: no entries in it")
-    return [_entry(item, f"{path}, entry {i}") for i, item in enumerate(raw, 1)]
-
-
-def _kind(value) -> str:
-    names = {dict: "an object", str: "a string", list: "a list", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-def _entry(item, where: str) -> Entry:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where} is {_kind(item)}, expected an object with 'instruction' and 'output'")
-    values = {}
-    for name in ("instruction", "input", "output", "family"):
-        value = item.get(name, "")
-        if name in ("instruction", "output") and name not in item:
-            raise ValueError(f"{where}: '{name}' is missing")
-        if value is None and name in ("input", "family"):
-            value = ""
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: '{name}' is {_kind(value)}, expected text")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"{where}: '{name}' has half of a surrogate pair (\\ud800 to \\udfff) that is no "
-                             "character; remove it") from None
-        values[name] = value
-    if not values["instruction"].strip():
-        raise ValueError(f"{where}: 'instruction' is empty")
-    return Entry(**values)
-
-
-# ---- prompts
-
-PREAMBLE = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
-)
-PREAMBLE_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
-
-
-def _alpaca(entry: Entry, preamble: str) -> str:
-    question = f"\n\n### Instruction:\n{entry.instruction}"
-    if entry.input:
-        question += f"\n\n### Input:\n{entry.input}"
-    return f"{preamble}{question}\n\n### Response:\n"
-
-
-def alpaca_prompt(entry: Entry) -> str:
-    """Alpaca's form with one preamble, as in chapter 7 of "Build a Large Language Model (From Scratch)"."""
-    return _alpaca(entry, PREAMBLE)
-
-
-def stanford_prompt(entry: Entry) -> str:
-    """Stanford's own: another preamble where there is an input."""
-    return _alpaca(entry, PREAMBLE_WITH_INPUT if entry.input else PREAMBLE)
-
-
-def phi3_prompt(entry: Entry) -> str:
-    """Phi-3's form: two short marks instead of a preamble."""
-    return f"<|user|>\n{entry.instruction}" + (f"\n{entry.input}" if entry.input else "") + "\n<|assistant|>\n"
-
-
-PROMPT_STYLES: dict[str, Callable[[Entry], str]] = {
-    "alpaca": alpaca_prompt, "stanford": stanford_prompt, "phi3": phi3_prompt,
-}
-
-
-# ---- tokens
+from ..ops import IGNORE
+from .entries import Entry
+from .prompts import PROMPT_STYLES
 
 
 @dataclass(frozen=True)
