@@ -7,7 +7,6 @@ The text is plain UTF-8, its documents separated by blank lines. `make_corpus.py
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 
 from tinyft import (
     GPT2,
@@ -23,6 +22,7 @@ from tinyft import (
 from tinyft.checkpoint import model_fingerprint
 from tinyft.data.text import TextSet, encode_documents
 from tinyft.files import read_text
+from tinyft.tokenizer import Tokenizer
 
 EXAMPLES = """\
   python examples/make_corpus.py --output corpus.txt --megabytes 60
@@ -61,7 +61,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def start(options, rng: np.random.Generator) -> tuple[GPT2, tiktoken.Encoding]:
+def start(options, rng: np.random.Generator) -> tuple[GPT2, Tokenizer]:
     """A new model with its tokenizer, or the one to go on with."""
     if (options.model is None) == (options.tokenizer is None):
         raise ValueError("give either --tokenizer, for a new model, or --model, to go on with one")

@@ -315,7 +315,7 @@ def test_tinyft_loads_the_tokenizer_that_transformers_saves(tokenizers, tmp_path
     """Whatever files it writes: GPT-2's own must not quietly take the place of another tokenizer."""
     ours, other = tokenizers
     other.save_pretrained(tmp_path)
-    monkeypatch.setattr("tinyft.tokenizer.tiktoken.get_encoding", lambda name: pytest.fail("took GPT-2's own"))
+    monkeypatch.setattr("tinyft.tokenizer_files.tiktoken.get_encoding", lambda name: pytest.fail("took GPT-2's own"))
     try:
         again = load_tokenizer(tmp_path)
     except ValueError as error:

@@ -14,7 +14,7 @@ import pytest
 import tiktoken
 
 from tinyft import GPT2, Entry, GPT2Config, InstructionSet, save_model
-from tinyft.tokenizer import PATTERN
+from tinyft.tokenizer import PATTERN, Tokenizer, from_tiktoken
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -24,7 +24,7 @@ WORDS = (" is an instruction that describes a task Write response appropriately 
          "Input Response word").split()
 
 
-def make_tokenizer() -> tiktoken.Encoding:
+def make_tokenizer() -> Tokenizer:
     """The 256 bytes in GPT-2's order, merges for the words of the prompts, and end-of-text."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     tokens = [bytes([byte]) for byte in printable + [byte for byte in range(256) if byte not in printable]]
@@ -35,7 +35,8 @@ def make_tokenizer() -> tiktoken.Encoding:
             if token not in tokens:
                 tokens.append(token)
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    return tiktoken.Encoding("tiny", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+    return from_tiktoken(tiktoken.Encoding("tiny", pat_str=PATTERN, mergeable_ranks=ranks,
+                                           special_tokens={END_OF_TEXT: len(ranks)}))
 
 
 TOKENIZER = make_tokenizer()

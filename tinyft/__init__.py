@@ -31,7 +31,7 @@ from .inference.sampling import sample
 from .optim import AdamW, cosine_with_warmup
 from .run import fit, forget_state, warm_up
 from .tensor import Tensor, no_grad, op
-from .tokenizer import load_tokenizer, save_tokenizer
+from .tokenizer_files import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [

@@ -8,14 +8,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .files import make_writable_folder, read_json, replacing, to_json
 from .gpt2 import GPT2, GPT2Config
 from .optim import AdamW
-from .tokenizer import load_tokenizer, tokenizer_files
+from .tokenizer import Tokenizer
+from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .train import Progress
 
 STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -145,28 +145,24 @@ def load_model(folder: str | os.PathLike) -> GPT2:
     return model
 
 
-def load_model_and_tokenizer(folder: str | os.PathLike) -> tuple[GPT2, tiktoken.Encoding]:
+def load_model_and_tokenizer(folder: str | os.PathLike) -> tuple[GPT2, Tokenizer]:
     """Both from one folder; ValueError if the tokenizer has ids that the model has no row for."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model's vocabulary only "
-                         f"{model.config.vocab_size}; take vocab.json and merges.txt from this model")
-    return model, tokenizer
+    return load_model(folder), load_tokenizer(folder)
 
 
 # ---- writing
 
 
-def _config_json(config: GPT2Config, end_of_text: int, dtype: str) -> dict:
+def _config_json(config: GPT2Config, dtype: str) -> dict:
     values = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
         **asdict(config), "attn_pdrop": 0.0, "initializer_range": 0.02, "tie_word_embeddings": True,
-        "bos_token_id": end_of_text, "eos_token_id": end_of_text, "torch_dtype": dtype,
+        "torch_dtype": dtype,
     }
     return values
 
 
-def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathLike,
+def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
                dtype: str = "float32") -> None:
     """Write a folder that transformers, llama.cpp's converter and `load_model` read; dtype may be "float16".
 
@@ -176,19 +172,30 @@ def save_model(model: GPT2, tokenizer: tiktoken.Encoding, folder: str | os.PathL
     if dtype not in SAVE_DTYPES:
         raise ValueError(f"save_model: dtype is {dtype!r}, expected one of {', '.join(SAVE_DTYPES)}")
     folder = make_writable_folder(folder)
-    texts = {
+    tokens, ends = _special_ids(tokenizer), list(tokenizer.stop_tokens)
+    contents = {
         **tokenizer_files(tokenizer),
-        "config.json": to_json(_config_json(model.config, tokenizer.eot_token, dtype)),
-        "generation_config.json": to_json({"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}),
+        "config.json": to_json(_config_json(model.config, dtype) | tokens).encode(),
+        "generation_config.json": to_json(tokens | {"eos_token_id": ends if len(ends) > 1 else ends[0]}).encode(),
     }
     tensors = {f"transformer.{name}": np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
                for name, parameter in model.named_parameters()}
     with ExitStack() as together:
-        for name, text in texts.items():
-            together.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
+        for name, content in contents.items():
+            together.enter_context(replacing(folder / name)).write_bytes(content)
         save_file(tensors, together.enter_context(replacing(folder / "model.safetensors")), metadata={"format": "pt"})
-    for stale in ("tokenizer.json", "model.safetensors.index.json"):
+    for stale in {*TOKENIZER_FILES, "model.safetensors.index.json"} - contents.keys():
         (folder / stale).unlink(missing_ok=True)
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """bos_token_id, eos_token_id and, where the tokenizer has one, pad_token_id."""
+    ids = {"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token}
+    for name in ("bos_token", "pad_token"):
+        id = tokenizer.token_id(tokenizer.special_names.get(name, ""))
+        if id is not None:
+            ids[f"{name}_id"] = id
+    return ids
 
 
 # ---- the state of a training run

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 
 from .checkpoint import load_model, load_training_state, save_model, save_training_state
 from .files import make_writable_folder
@@ -19,6 +18,7 @@ from .inference.generate import generate
 from .memory import keep_freed_memory
 from .optim import AdamW
 from .report import RunReport, plot_losses
+from .tokenizer import Tokenizer
 from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, train
 
 STATE = "training_state.safetensors"
@@ -38,7 +38,7 @@ def warm_up() -> None:
 
 def fit(
     model: GPT2,
-    tokenizer: tiktoken.Encoding,
+    tokenizer: Tokenizer,
     training: TrainingSet,
     validation: TrainingSet | None,
     settings: Settings,
@@ -131,7 +131,7 @@ def _plot(report: RunReport, folder: Path, title: str) -> None:
         report.say(f"no plot: {error}")
 
 
-def _use_best(model: GPT2, tokenizer: tiktoken.Encoding, validation: TrainingSet | None, progress: Progress,
+def _use_best(model: GPT2, tokenizer: Tokenizer, validation: TrainingSet | None, progress: Progress,
               report: RunReport, folder: Path) -> None:
     """Put the best weights into the model; without validation the last ones are the best there are."""
     if validation is None:

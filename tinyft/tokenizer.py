@@ -1,85 +1,95 @@
-"""GPT-2's byte-level BPE through tiktoken, from a model folder and back into one."""
+"""Text to token ids and back, for one model folder: exactly as transformers does it, or not at all.
 
-import itertools
-import os
-from pathlib import Path
+GPT-2 cuts text into words with a regular expression and merges the bytes of each word by byte pair encoding (BPE); both
+are tiktoken's work here. Around it stands what a model folder may ask for besides: added tokens that are looked for in
+the text first (`<|endoftext|>`, `[PAD]`, `<row>`), a space in front, an id in front of every text. `tokenizer_files.py`
+reads all that from the folder.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import tiktoken
 
-from .files import read_json, read_text, to_json, write_text
+from .files import to_json
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, space.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# Unicode's White_Space; Python's own \s has four control characters more.
+SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# Letters that look like symbols to Python: enclosed ones, which the `regex` of Rust counts as parts of words.
+ENCLOSED_LETTERS = "\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189"
+ABSENT = -1  # stands for a byte that the vocabulary has no token for
 
 
-def load_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
-    """The tokenizer of a model folder: vocab.json and merges.txt, or tokenizer.json, or else GPT-2's own.
+@dataclass(frozen=True)
+class AddedToken:
+    """A text that is one token wherever it stands, under the names that tokenizer.json uses.
 
-    ValueError if the files are not a byte-level BPE, or GPT-2's own cannot be had offline.
+    single_word: only where no word goes on at either side. lstrip, rstrip: takes the white space beside it along.
+    normalized: looked for in what the tokens that are not `normalized` leave over. special: a sign, not text.
     """
-    folder = Path(folder)
-    vocab, merges, both = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
-    if not vocab.exists() and not merges.exists():
-        return _from_tokenizer_json(both) if both.exists() else _gpt2_tokenizer(folder)
-    for path in (vocab, merges):
-        if not path.exists():
-            raise ValueError(f"{path} is missing; a tokenizer is vocab.json and merges.txt, both of one model")
-    lines = [line for line in read_text(merges).splitlines() if line and not line.startswith("#version")]
-    return _encoding(folder.name, read_json(vocab), [tuple(line.split(" ")) for line in lines],
-                     f"{vocab} and {merges.name}")
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    special: bool = True
 
 
-def _from_tokenizer_json(path: Path) -> tiktoken.Encoding:
-    """The same from the one file that the tokenizers library writes."""
-    content = read_json(path)
-    try:
-        kind = content["model"]["type"]
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        ids = content["model"]["vocab"] | added
-        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-                  for merge in content["model"]["merges"]]
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: expected a tokenizer of type BPE with vocab and merges") from None
-    if kind != "BPE":
-        raise ValueError(f"{path}: the tokenizer's type is {kind!r}, expected 'BPE'")
-    return _encoding(path.parent.name, ids, merges, str(path))
+class _Finder:
+    """Cuts a text at the added tokens in it: of those that begin at one place, the longest counts."""
+
+    def __init__(self, tokens: dict[AddedToken, int]):
+        self.tokens = {token.content: (token, id) for token, id in tokens.items()}
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def cut(self, text: str) -> list[str | int]:
+        """Ids of tokens, and the pieces of text between them."""
+        if not self.tokens:
+            return [text] if text else []
+        pieces, done = [], 0
+        for match in self.pattern.finditer(text):
+            (token, id), start, end = self.tokens[match[0]], match.start(), match.end()
+            if token.single_word and (_ends_with_word(text[:start]) or _ends_with_word(text[end : end + 1])):
+                continue
+            if token.lstrip:
+                start = max(done, len(re.sub(f"[{SPACE}]+\\Z", "", text[:start])))
+            if token.rstrip:
+                end = re.compile(f"[{SPACE}]*").match(text, end).end()
+            if done < start:
+                pieces.append(text[done:start])
+            pieces.append(id)
+            done = end
+        return [*pieces, text[done:]] if done < len(text) else pieces
 
 
-def _encoding(name: str, ids: dict[str, int], merges: list[tuple[str, ...]], where: str) -> tiktoken.Encoding:
-    """A tiktoken Encoding. tiktoken merges in the order of ids, so the merges' results must be in theirs."""
-    if not isinstance(ids, dict) or not all(isinstance(i, int) and i >= 0 for i in ids.values()):
-        raise ValueError(f"{where}: expected an object that gives every token a number")
-    if len(set(ids.values())) < len(ids):
-        raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
-                         "take both from the same model")
-    symbols = byte_symbols()
-    results = ["".join(merge) for merge in merges]
-    tokens = [*symbols.values(), *results]
-    missing = next((token for token in tokens if token not in ids), None)
-    order = [ids.get(token, -1) for token in results]
-    if missing is not None or order != sorted(order) or any(len(merge) != 2 for merge in merges):
-        what = f"'{missing}' has no number" if missing is not None else "the merges are not in the order of the ids"
-        raise ValueError(f"{where}: ids and merges don't belong together ({what}); take both from the same model")
-    if END_OF_TEXT not in ids:
-        raise ValueError(f"{where}: {END_OF_TEXT} is missing, expected it as the token that ends a text")
-    byte_of = {symbol: byte for byte, symbol in symbols.items()}
-    ranks = {bytes(byte_of[symbol] for symbol in token): ids[token] for token in tokens}
-    mergeable = set(tokens)
-    special = {token: i for token, i in ids.items() if token not in mergeable}
-    unmade = next((token for token in special if not (token.startswith("<") and token.endswith(">"))), None)
-    if unmade is not None:
-        raise ValueError(f"{where}: ids and merges don't belong together (no merge makes '{unmade}'); "
-                         "take both, whole, from the same model")
-    return tiktoken.Encoding(name or "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+def _ends_with_word(text: str) -> bool:
+    """Whether the last character is one that words are made of, as Unicode defines them (UTS 18, annex C)."""
+    last = text[-1:]
+    return bool(last) and (unicodedata.category(last)[0] in "LM" or unicodedata.category(last) in ("Nd", "Nl", "Pc")
+                           or last in "\u200c\u200d" or re.match(f"[{ENCLOSED_LETTERS}]", last) is not None)
 
 
-def _gpt2_tokenizer(folder: Path) -> tiktoken.Encoding:
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as error:  # tiktoken hands on whatever its download raised
-        raise ValueError(f"{folder} has no vocab.json and merges.txt, and GPT-2's own could not be downloaded "
-                         f"({type(error).__name__}); put both files into the folder") from None
+@dataclass(frozen=True)
+class Merges:
+    """A vocabulary and its merges in the form that tiktoken takes.
+
+    tiktoken joins two neighbours wherever their bytes together are a token, the one with the lowest rank first.
+    The tokenizers library joins pairs that the merges list, in the list's order. They agree if a token's rank is
+    the place of the one merge that can ever complete it, and tokens that no merges reach are left out: see `merges`.
+
+    ranks: bytes to rank. ids: rank to id. in_order: whether ranks are the ids.
+    """
+
+    ranks: dict[bytes, int]
+    ids: list[int]
+    in_order: bool
 
 
 def byte_symbols() -> dict[int, str]:
@@ -89,38 +99,167 @@ def byte_symbols() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The pair that a token was merged from: merge its bytes by the ranks below its own until two are left."""
-    parts = [token[i : i + 1] for i in range(len(token))]
+BYTE_OF = {symbol: byte for byte, symbol in byte_symbols().items()}
+
+
+def _last_merge(token: str, places: dict[tuple[str, str], int]) -> tuple[str, str] | None:
+    """The pair that a token is merged from when its symbols are merged in order; None where they don't get there."""
+    parts = list(token)
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
-        at = min(range(len(pairs)), key=pairs.__getitem__)
+        place, at = min((places.get((parts[i], parts[i + 1]), len(places)), i) for i in range(len(parts) - 1))
+        if place == len(places):
+            return None
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]
+    return (parts[0], parts[1]) if len(parts) == 2 and tuple(parts) in places else None
 
 
-def tokenizer_files(encoding: tiktoken.Encoding) -> dict[str, str]:
-    """vocab.json, merges.txt and tokenizer_config.json as text, as transformers' GPT-2 tokenizer reads them."""
-    ranks = encoding._mergeable_ranks  # tiktoken has no public way to list its tokens with their ranks
-    symbols = byte_symbols()
+def merges_for_tiktoken(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Merges:
+    """Ranks with which tiktoken gives the ids that listed merges give, whatever their order.
+
+    What happens to a stretch of text whose ends stay token borders does not depend on what stands around it. So two
+    neighbours that could be joined to `token` can only be the pair that `_last_merge` finds for it alone: if that
+    pair is listed, its place is the token's rank, and if there is none, the token never comes about.
+    """
+    places = {pair: place for place, pair in enumerate(merges)}  # of a pair that is listed twice the last place counts
+    by_place = {}
+    for token in {left + right for left, right in merges}:
+        pair = _last_merge(token, places)
+        if pair is not None:
+            by_place[places[pair]] = token
+    tokens = [*BYTE_OF, *(by_place[place] for place in sorted(by_place))]
+    ids = [vocab.get(token, ABSENT) for token in tokens]
+    if ABSENT not in ids and ids[256:] == sorted(ids[256:]):  # ids do as ranks; the order of single bytes is no matter
+        return Merges({_to_bytes(token): id for token, id in zip(tokens, ids, strict=True)}, [], True)
+    return Merges({_to_bytes(token): rank for rank, token in enumerate(tokens)}, ids, False)
+
+
+def _to_bytes(token: str) -> bytes:
+    return bytes([BYTE_OF[symbol] for symbol in token])
+
+
+@dataclass(repr=False, eq=False)
+class Tokenizer:
+    """The tokenizer of a model folder; `load_tokenizer` makes one. Methods are named as in tiktoken.
+
+    eot_token: the id that ends a text, learned at the end of every reply. stop_tokens: where generation ends, with
+    that one. bos_tokens: ids that stand in front of every text (mostly none). n_vocab: the highest id and one.
+    n_rows: ids that the model has rows for; added tokens may lie
+    beyond them as long as no text has them. files: the files it was read from, by name, to be saved as they are.
+    chat_template: what the folder says about how its model is asked, in Jinja, as transformers reads it.
+    """
+
+    vocab: dict[str, int]
+    merges: Merges
+    added: dict[AddedToken, int]
+    eot_token: int
+    files: dict[str, bytes]
+    stop_tokens: tuple[int, ...] = ()
+    bos_tokens: tuple[int, ...] = ()
+    special_names: dict[str, str] = field(default_factory=dict)  # "pad_token" -> "[PAD]", and its like
+    pattern: str = PATTERN
+    prefix_space: bool = False
+    chat_template: str | None = None
+    n_rows: int | None = None
+
+    def __post_init__(self):
+        self._bpe = tiktoken.Encoding("tinyft", pat_str=self.pattern, mergeable_ranks=self.merges.ranks,
+                                      special_tokens={})
+        self._raw = _Finder({token: id for token, id in self.added.items() if not token.normalized})
+        self._rest = _Finder({token: id for token, id in self.added.items() if token.normalized})
+        self._bytes = {id: _spelled(token) for token, id in self.vocab.items()}
+        self._bytes |= {id: token.content.encode() for token, id in self.added.items()}
+        self.added_ids = {token.content: id for token, id in self.added.items()}
+        self.n_vocab = max(self._bytes) + 1
+        if self.eot_token not in self.stop_tokens:
+            self.stop_tokens = (self.eot_token, *self.stop_tokens)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids that transformers' `tokenizer(text)` gives. add_special_tokens: with `bos_tokens` in front.
+
+        ValueError where transformers would drop a character, or give an id that the model has no row for.
+        """
+        ids = list(self.bos_tokens) if add_special_tokens else []
+        for piece in self._raw.cut(text):
+            for part in [piece] if isinstance(piece, int) else self._rest.cut(piece):
+                ids += [part] if isinstance(part, int) else self.encode_ordinary(part)
+        if self.n_rows is not None and self.added and max(ids, default=0) >= self.n_rows:
+            raise ValueError(f"the text has {self.decode([max(ids)])!r} in it, whose id {max(ids)} is beyond the "
+                             f"model's {self.n_rows} rows; remove it from the text or from the tokenizer's tokens")
+        return ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text in which added tokens are letters like any others, without `bos_tokens`."""
+        if self.prefix_space and text and not text.startswith(" "):
+            text = " " + text
+        try:
+            ranks = self._bpe.encode_ordinary(text)
+        except BaseException as error:  # tiktoken's panic, an overflow in its search, is not an Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"a text of {len(text)} characters is too much for the tokenizer at once, since it goes "
+                             f"on and on without a break ({text[:20]!r} ...); shorten it") from None
+        if self.merges.in_order:
+            return ranks
+        ids = [self.merges.ids[rank] for rank in ranks]
+        if ABSENT in ids:
+            byte = next(iter(self._bpe.decode_single_token_bytes(ranks[ids.index(ABSENT)])))
+            raise ValueError(f"the text has the byte {byte:#04x} in it, which this vocabulary has no token for "
+                             f"({text[:40]!r}); remove that character or take a tokenizer with all 256 bytes")
+        return ids
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; none where no token has that id."""
+        return self._bytes.get(token, b"")
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of many tokens."""
+        return b"".join(map(self.decode_single_token_bytes, tokens)).decode("utf-8", errors="replace")
+
+    def token_id(self, text: str) -> int | None:
+        """The id of an added token by its text, or None."""
+        return self.added_ids.get(text)
+
+
+def _spelled(token: str) -> bytes:
+    """The bytes that an entry of vocab.json stands for; other spellings than the byte symbols stand for themselves."""
+    try:
+        return _to_bytes(token)
+    except KeyError:
+        return token.encode("utf-8", errors="replace")
+
+
+def from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
+    """A tokenizer, with the files that describe it, from one of tiktoken's encodings of GPT-2's kind."""
+    ranks, symbols = encoding._mergeable_ranks, byte_symbols()  # there is no public way to list tokens with ranks
 
     def spell(token: bytes) -> str:
         return "".join(symbols[byte] for byte in token)
 
-    ordered = sorted(ranks, key=ranks.__getitem__)
-    merges = [" ".join(map(spell, _last_merge(token, ranks))) for token in ordered if len(token) > 1]
-    ids = {spell(token): ranks[token] for token in ordered} | encoding._special_tokens
-    return {
-        "vocab.json": to_json(ids),
-        "merges.txt": "#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges),
-        "tokenizer_config.json": to_json({
-            "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
-        }),
+    vocab = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
+    by_rank = sorted((token for token in vocab if len(token) > 1), key=vocab.__getitem__)
+    merges = [_last_join(token, vocab) for token in by_rank]
+    vocab |= encoding._special_tokens
+    added = {AddedToken(content): id for content, id in encoding._special_tokens.items()}
+    files = {
+        "vocab.json": to_json(vocab).encode(),
+        "merges.txt": ("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)).encode(),
+        "tokenizer_config.json": tokenizer_config(END_OF_TEXT),
     }
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return Tokenizer(vocab, merges_for_tiktoken(vocab, merges), added, encoding.eot_token, files, special_names=names)
 
 
-def save_tokenizer(encoding: tiktoken.Encoding, folder: str | os.PathLike) -> None:
-    """Write the files of `tokenizer_files` into a folder."""
-    for name, text in tokenizer_files(encoding).items():
-        write_text(Path(folder) / name, text)
+def tokenizer_config(end_of_text: str) -> bytes:
+    """tokenizer_config.json for a folder that came without one."""
+    return to_json({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end_of_text,
+                    "eos_token": end_of_text, "unk_token": end_of_text}).encode()
+
+
+def _last_join(token: str, ids: dict[str, int]) -> tuple[str, str]:
+    """The pair that tiktoken joins last: merge the symbols by the ids of what they make until two are left."""
+    parts = list(token)
+    while len(parts) > 2:
+        made = [ids.get(parts[i] + parts[i + 1], len(ids)) for i in range(len(parts) - 1)]
+        at = min(range(len(made)), key=made.__getitem__)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]

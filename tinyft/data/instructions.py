@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tiktoken
 
 from ..ops import IGNORE
+from ..tokenizer import Tokenizer
 from .entries import Entry
 from .prompts import PROMPT_STYLES
 
@@ -25,7 +25,7 @@ class Example:
     prompt_length: int
 
 
-def encode(entry: Entry, prompt_style: str, tokenizer: tiktoken.Encoding) -> Example:
+def encode(entry: Entry, prompt_style: str, tokenizer: Tokenizer) -> Example:
     """Prompt and reply are encoded apart and joined, so that training sees the very ids that inference sees.
 
     "<|endoftext|>" in an entry is text like any other.
@@ -64,7 +64,7 @@ class InstructionSet:
     max_length. `dropped` lists their indices, and `cut` counts the replies that lose their end, for a report.
     """
 
-    def __init__(self, entries: Sequence[Entry], tokenizer: tiktoken.Encoding, *, prompt_style: str = "alpaca",
+    def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str = "alpaca",
                  mask_prompt: bool = False, max_length: int):
         self.end_of_text, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
         self.examples, self.dropped, self.cut = [], [], 0
@@ -125,7 +125,7 @@ def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,
     return tuple([entries[i] for i in part] for part in parts)
 
 
-def show_mask(example_inputs: np.ndarray, example_targets: np.ndarray, tokenizer: tiktoken.Encoding) -> str:
+def show_mask(example_inputs: np.ndarray, example_targets: np.ndarray, tokenizer: Tokenizer) -> str:
     """One row, (T,) and (T,), as text for a terminal: learned tokens green, the others grey."""
     ids = [*example_inputs[:1], *np.where(example_targets == IGNORE, np.append(example_inputs[1:], -1),
                                           example_targets)]

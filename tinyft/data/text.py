@@ -3,7 +3,8 @@
 import hashlib
 
 import numpy as np
-import tiktoken
+
+from ..tokenizer import Tokenizer
 
 
 class TextSet:
@@ -33,7 +34,7 @@ class TextSet:
         return blocks[:, :-1], blocks[:, 1:]
 
 
-def encode_documents(text: str, tokenizer: tiktoken.Encoding) -> np.ndarray:
+def encode_documents(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """All documents one after the other, an end-of-text behind each."""
     ids: list[int] = []
     for document in text.replace("\r\n", "\n").split("\n\n"):

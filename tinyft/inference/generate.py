@@ -4,11 +4,11 @@ import codecs
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tiktoken
 
 from ..data.entries import Entry
 from ..data.prompts import PROMPT_STYLES
 from ..gpt2 import GPT2, KVCache
+from ..tokenizer import Tokenizer
 from .sampling import sample
 
 
@@ -41,7 +41,7 @@ def _continue(model: GPT2, prompt: np.ndarray, max_new_tokens: int, stop: int | 
         logits = model.decode_one_token(token, cache)
 
 
-def stream_text(tokens: Iterable[int], tokenizer: tiktoken.Encoding) -> Iterator[str]:
+def stream_text(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
     """Decode tokens as they come. A character whose bytes are spread over tokens waits until it is whole."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
@@ -54,13 +54,13 @@ def stream_text(tokens: Iterable[int], tokenizer: tiktoken.Encoding) -> Iterator
         yield rest
 
 
-def reply(model: GPT2, tokenizer: tiktoken.Encoding, prompt: str, **options) -> str:
+def reply(model: GPT2, tokenizer: Tokenizer, prompt: str, **options) -> str:
     """The whole reply to a prompt as text, without surrounding space; options as for `generate`."""
     tokens = generate(model, tokenizer.encode_ordinary(prompt), stop=tokenizer.eot_token, **options)
     return "".join(stream_text(tokens, tokenizer)).strip()
 
 
-def ask(model: GPT2, tokenizer: tiktoken.Encoding, instruction: str, input: str = "", *,
+def ask(model: GPT2, tokenizer: Tokenizer, instruction: str, input: str = "", *,
         prompt_style: str = "alpaca", **options) -> str:
     """The reply to an instruction, in the form that the model was tuned on; options as for `generate`."""
     return reply(model, tokenizer, PROMPT_STYLES[prompt_style](Entry(instruction, input, "")), **options)

@@ -1,0 +1,80 @@
+"""How tokenizer.json says that text is cut into words, in a form that tiktoken takes; or why that can't be had.
+
+Both engines cut by a regular expression, with backtracking, but they read some expressions differently, and the
+tokenizers library can do much besides. So what is known to mean the same is taken, and nothing else.
+"""
+
+import re
+
+from .tokenizer import PATTERN
+
+# How tokenizers cuts text, and the same for tiktoken. Both search with backtracking, the first alternative first.
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+KNOWN_SPLITS = {
+    GPT2_SPLIT: PATTERN,
+    **{pattern: pattern for pattern in (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    )},
+}
+# Other patterns are taken if they are made of nothing but these, which mean the same in both engines.
+PLAIN_PATTERN = re.compile(r"(?:\\p\{(?:L|N|Lu|Ll|Lo|M|P|S|Z)\}|\\[sSrnt]|\(\?!\\[sS]\)|\(\?:|[()|?*\[\]^]|\+(?!\+)|"
+                           r"\{\d+(?:,\d*)?\}(?!\+)| |[a-zA-Z0-9'\"!#%&,;:<>=@_~/-])+")
+
+
+def how_text_is_cut(where: str, whole: dict | None, by_file: bool, settings: dict) -> tuple[str, bool]:
+    """The pattern that cuts text into words, and whether a space is put in front of it."""
+    if whole is None:
+        return PATTERN, bool(settings.get("add_prefix_space", False))
+    if whole.get("normalizer"):
+        raise ValueError(f"{where}: normalizer {named(whole['normalizer'])} is not supported, only null: text must be "
+                         "learned as it is written")
+    steps = steps_of(whole.get("pre_tokenizer"), "pretokenizers")
+    last = steps[-1] if steps else {}
+    told = f"{where}: pre_tokenizer {named(whole.get('pre_tokenizer'))} is not supported"
+    if last.get("type") != "ByteLevel" or len(steps) > 2:
+        raise ValueError(f"{told}, expected ByteLevel, alone or after one Split")
+    pattern = _split(told, steps[0]) if len(steps) == 2 else PATTERN
+    if len(steps) == 2 and last.get("use_regex", True):
+        raise ValueError(f"{told}: ByteLevel cuts once more (use_regex), which is supported alone only")
+    if len(steps) == 1 and not last.get("use_regex", True):
+        raise ValueError(f"{told}: with use_regex false nothing cuts text into words")
+    if named(whole.get("decoder")) not in ("null", "ByteLevel"):
+        raise ValueError(f"{where}: decoder {named(whole['decoder'])} is not supported, expected ByteLevel")
+    if by_file:
+        prefix_space = bool(last.get("add_prefix_space", True))
+        if prefix_space and len(steps) == 2:
+            raise ValueError(f"{told}: after a Split, add_prefix_space would put a space in front of every word")
+        return pattern, prefix_space
+    if pattern != PATTERN:
+        raise ValueError(f"{told} by every version of transformers for a GPT2Tokenizer: name the class "
+                         "PreTrainedTokenizerFast in tokenizer_config.json if text is to be cut in that way")
+    return pattern, bool(settings.get("add_prefix_space", False))
+
+
+def named(part) -> str:
+    if part is None:
+        return "null"
+    return part.get("type", "?") if isinstance(part, dict) else repr(part)
+
+
+def steps_of(part: dict | None, name: str) -> list[dict]:
+    """A pre-tokenizer or post-processor as a list of steps."""
+    if not part:
+        return []
+    return list(part.get(name, [])) if part.get("type") == "Sequence" else [part]
+
+
+def _split(told: str, step: dict) -> str:
+    """The pattern of a Split for tiktoken, which drops what a pattern doesn't match; here that is a word of its own."""
+    regex = (step.get("pattern") or {}).get("Regex")
+    if step.get("type") != "Split" or regex is None or step.get("behavior") != "Isolated" or step.get("invert"):
+        raise ValueError(f"{told}: {named(step)}, expected a Split by a Regex with behavior Isolated and invert false")
+    if regex in KNOWN_SPLITS:
+        return KNOWN_SPLITS[regex]
+    if not PLAIN_PATTERN.fullmatch(regex) or regex.count("(?!") != len(re.findall(r"\(\?!\\[sS]\)", regex)):
+        raise ValueError(f"{told}: the Regex {regex!r} could mean something else here")
+    return f"{regex}|(?:(?!{regex})[\\s\\S])+"

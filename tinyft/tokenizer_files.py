@@ -1,0 +1,337 @@
+"""Read a model folder's tokenizer as transformers' AutoTokenizer does, and say what cannot be read in the same way.
+
+A folder holds vocab.json and merges.txt, or tokenizer.json, which has both and says besides how text is cut; then,
+in files that have grown over the years, which tokens were added: `added_tokens` of tokenizer.json,
+`added_tokens_decoder` of tokenizer_config.json, or the older added_tokens.json and special_tokens_map.json. What stands
+here was read from transformers 5 and is compared with it, live, by tests.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import tiktoken
+
+from .files import read_json, read_text, replacing, to_json
+from .pretokenizer import how_text_is_cut, named, steps_of
+from .tokenizer import (
+    BYTE_OF,
+    END_OF_TEXT,
+    AddedToken,
+    Tokenizer,
+    from_tiktoken,
+    merges_for_tiktoken,
+    tokenizer_config,
+)
+
+GPT2_VOCABULARY = 50257
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.jinja")
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a model folder: its files, or GPT-2's own where there are none and the vocabulary has its size.
+
+    ValueError names the file and the setting that tinyft cannot follow, or that versions of transformers disagree on.
+    """
+    folder = Path(folder)
+    settings, config = _optional(folder / "tokenizer_config.json"), _optional(folder / "config.json")
+    n_rows = config.get("vocab_size")
+    if n_rows is not None and (type(n_rows) is not int or n_rows < 1):
+        raise ValueError(f"{folder / 'config.json'}: vocab_size is {n_rows!r}, expected a number of tokens")
+    if not any((folder / name).exists() for name in ("vocab.json", "merges.txt", "tokenizer.json")):
+        return _gpts_own(folder, n_rows)
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+    whole = read_json(folder / "tokenizer.json") if "tokenizer.json" in files else None
+    by_file = _follows_tokenizer_json(folder, settings, config, whole)
+    vocab, merges, where = _vocabulary(folder, whole)
+    _check_vocabulary(where, vocab, merges)
+    if n_rows is not None and max(vocab.values()) >= n_rows:
+        raise ValueError(f"{folder}: the tokenizer has {max(vocab.values()) + 1} tokens, the model's vocabulary only "
+                         f"{n_rows} as config.json says; take the tokenizer's files from this model")
+    if whole is not None:
+        _check_model(where, whole["model"], vocab, merges)
+    pattern, prefix_space = how_text_is_cut(where, whole, by_file, settings)
+    added, names = _added_tokens(folder, settings, whole, by_file)
+    table = _number(where, added, vocab)
+    ends = _ends(folder, config)
+    eot = _end_of_text(folder, names, table, vocab, ends, n_rows)
+    text_of = {id: token.content for token, id in table.items()} | {id: token for token, id in vocab.items()}
+    files.setdefault("tokenizer_config.json", tokenizer_config(text_of[eot]))
+    return Tokenizer(
+        vocab, merges_for_tiktoken(vocab, merges), table, eot, files, special_names=names,
+        stop_tokens=tuple(end for end in ends if n_rows is None or end < n_rows), pattern=pattern,
+        prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table),
+        chat_template=_chat_template(folder, settings), n_rows=n_rows,
+    )
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+    """Write the tokenizer's files into a folder, and remove others of their names."""
+    contents = tokenizer_files(tokenizer)
+    for name in TOKENIZER_FILES:
+        if name in contents:
+            with replacing(Path(folder) / name) as beside:
+                beside.write_bytes(contents[name])
+        else:
+            (Path(folder) / name).unlink(missing_ok=True)
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files that the tokenizer came from, byte for byte, and the chat template it has now.
+
+    tokenizer_config.json is written anew only if it holds another chat template, which some readers would prefer.
+    """
+    contents = dict(tokenizer.files)
+    settings = json.loads(contents["tokenizer_config.json"])
+    inside = settings.pop("chat_template", None)
+    if tokenizer.chat_template is None or tokenizer.chat_template == _default_template(inside):
+        return contents
+    contents["chat_template.jinja"] = tokenizer.chat_template.encode()
+    if inside is not None:
+        contents["tokenizer_config.json"] = to_json(settings).encode()
+    return contents
+
+
+def _optional(path: Path) -> dict:
+    """A JSON object, empty where there is no such file."""
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return content
+
+
+def _gpts_own(folder: Path, n_rows: int | None) -> Tokenizer:
+    if n_rows not in (None, GPT2_VOCABULARY):
+        raise ValueError(f"{folder} has no tokenizer (vocab.json and merges.txt, or tokenizer.json), and its "
+                         f"vocabulary of {n_rows} is not GPT-2's of {GPT2_VOCABULARY}; put its own tokenizer's files there")
+    try:
+        return from_tiktoken(tiktoken.get_encoding("gpt2"))
+    except Exception as error:  # tiktoken passes through whatever its download raised
+        raise ValueError(f"{folder} has no vocab.json and merges.txt, and GPT-2's own could not be downloaded "
+                         f"({type(error).__name__}); put both files into the folder") from None
+
+
+def _follows_tokenizer_json(folder: Path, settings: dict, config: dict, whole: dict | None) -> bool:
+    """Whether text is cut as tokenizer.json says (a general class of tokenizer), or always GPT-2's way."""
+    declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    where = folder / ("tokenizer_config.json" if settings.get("tokenizer_class") else "config.json")
+    if settings.get("auto_map"):
+        raise ValueError(f"{where}: auto_map asks for code that comes with the model, which tinyft does not run")
+    kind = str(declared).removesuffix("Fast")
+    if declared is None or kind == "GPT2Tokenizer":
+        return False
+    if kind not in ("PreTrainedTokenizer", "TokenizersBackend"):
+        raise ValueError(f"{where}: tokenizer_class is {declared!r}, expected 'GPT2Tokenizer' or "
+                         "'PreTrainedTokenizerFast'")
+    if whole is None:
+        raise ValueError(f"{where}: tokenizer_class is {declared!r}, which needs a tokenizer.json in that folder; for "
+                         "vocab.json and merges.txt it is 'GPT2Tokenizer'")
+    return True
+
+
+def _vocabulary(folder: Path, whole: dict | None) -> tuple[dict[str, int], list[tuple[str, ...]], str]:
+    """Ids of all tokens, the merges in their order, and the files they came from, for messages."""
+    if whole is not None:
+        path = folder / "tokenizer.json"
+        try:
+            kind, vocab, listed = whole["model"]["type"], whole["model"]["vocab"], whole["model"]["merges"]
+            merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in listed]
+        except (KeyError, TypeError, AttributeError):
+            kind = whole.get("model", {}).get("type", "missing") if isinstance(whole, dict) else "missing"
+            raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE' with vocab and merges") from None
+        if kind != "BPE":
+            raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE'")
+        return vocab, merges, str(path)
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    for path in (vocab_file, merges_file):
+        if not path.exists():
+            raise ValueError(f"{path} is missing; a tokenizer is vocab.json and merges.txt, both of one model")
+    lines = [line.removesuffix("\r") for line in read_text(merges_file).split("\n")]
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    return read_json(vocab_file), merges, f"{vocab_file} and {merges_file.name}"
+
+
+def _check_vocabulary(where: str, vocab: dict[str, int], merges: list[tuple[str, ...]]) -> None:
+    """ValueError unless vocabulary and merges fit together, of a byte-level BPE."""
+    if not isinstance(vocab, dict) or not all(type(id) is int and id >= 0 for id in vocab.values()):
+        raise ValueError(f"{where}: expected an object that gives every token a number")
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
+                         "take both from the same model")
+    for merge in merges:
+        if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
+            raise ValueError(f"{where}: ids and merges don't belong together (the merge {' '.join(map(str, merge))!r} "
+                             "is not of two tokens); take both from the same model")
+        for token in (*merge, "".join(merge)):
+            if token not in vocab:
+                raise ValueError(f"{where}: ids and merges don't belong together ('{token}' has no number); "
+                                 "take both from the same model")
+            if not BYTE_OF.keys() >= set(token):
+                raise ValueError(f"{where}: '{token}' is not written in bytes as GPT-2's tokens are; tinyft reads "
+                                 "byte-level BPE only")
+    if sum(symbol in vocab for symbol in BYTE_OF) < 2:
+        raise ValueError(f"{where}: single bytes have no numbers; tinyft reads byte-level BPE only")
+
+
+def _check_model(where: str, model: dict, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    """ValueError if the BPE of a tokenizer.json has settings under which it gives other ids."""
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise ValueError(f"{where}: {name} of the model is {model[name]!r}, only null is supported")
+    if model.get("ignore_merges"):
+        made = {"".join(merge) for merge in merges}
+        unmade = next((token for token in vocab if len(token) > 1 and token not in made
+                       and BYTE_OF.keys() >= set(token)), None)
+        if unmade is not None:
+            raise ValueError(f"{where}: ignore_merges of the model is true and '{unmade}' has no merge; only false is "
+                             "supported there")
+
+
+def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool):
+    """Added tokens in the order in which transformers adds them, each (token, id that a file states or None),
+    and the names of special ones, {"eos_token": "<|endoftext|>", ...}.
+    """
+    stated: dict[int, AddedToken] = {}
+    backend: list[tuple[AddedToken, int | None]] = []
+    for entry in (whole or {}).get("added_tokens", []):
+        backend.append((_token(folder / "tokenizer.json", entry), entry.get("id")))
+    names = dict(settings)
+    if "added_tokens_decoder" in settings:
+        for id, entry in settings["added_tokens_decoder"].items():
+            stated[int(id)] = _token(folder / "tokenizer_config.json", entry)
+    else:
+        names |= _optional(folder / "special_tokens_map.json")
+        listed = {_content(value) for value in _special_values(names)}
+        for content, id in _optional(folder / "added_tokens.json").items():
+            special = content in listed
+            stated[id] = AddedToken(content, special=special, normalized=not special)
+        stated |= {id: token for token, id in backend}
+    if not by_file:
+        names = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT) | names
+    by_content = {token.content: token for token in stated.values()}
+    tokens = list(backend) if by_file else []
+    tokens += [(stated[id], id) for id in sorted(stated)]
+    known = {token.content for token, _ in tokens}
+    for value in _special_values(names):
+        content = _content(value)
+        if content and content not in known:
+            known.add(content)
+            tokens.append((_token("tokenizer_config.json", value) if isinstance(value, dict)
+                           else by_content.get(content, AddedToken(content)), None))
+    return tokens, {name: _content(names[name]) for name in TOKEN_NAMES if names.get(name)}
+
+
+def _special_values(names: dict) -> list:
+    """What stands under the names of special tokens, named ones first: texts or objects."""
+    values = [names[name] for name in TOKEN_NAMES if names.get(name)]
+    extra = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
+    values += list(extra.values()) if isinstance(extra, dict) else list(extra)
+    return values + [value for name, value in names.items()
+                     if name.endswith("_token") and name not in TOKEN_NAMES and isinstance(value, str)]
+
+
+def _content(value) -> str:
+    return value.get("content", "") if isinstance(value, dict) else str(value)
+
+
+def _token(where, entry: dict) -> AddedToken:
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+        raise ValueError(f"{where}: the added token {entry!r} is no object with a text as 'content'")
+    special = bool(entry.get("special", False))
+    flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
+
+
+def _number(where: str, tokens: list, vocab: dict[str, int]) -> dict[AddedToken, int]:
+    """Ids of added tokens, given as the tokenizers library gives them: a known text keeps its id, others follow.
+
+    ValueError where a file states another id than that, for then its embedding is another row than the one meant.
+    """
+    ids: dict[str, int] = {}
+    latest: dict[str, AddedToken] = {}
+    for token, stated in tokens:
+        if not token.content:
+            continue
+        id = ids.get(token.content, vocab.get(token.content))
+        if id is None and max(vocab.values()) >= len(vocab):
+            raise ValueError(f"{where}: the added token '{token.content}' is not in the vocabulary, whose ids have a "
+                             f"gap ({len(vocab)} tokens, ids up to {max(vocab.values())}), so that no number is safe "
+                             "for it; add it to the vocabulary")
+        if id is None:
+            id = max([len(vocab) - 1, *ids.values()]) + 1
+        if stated is not None and stated != id:
+            raise ValueError(f"{where}: the added token '{token.content}' is said to be {stated}, but transformers "
+                             f"counts on and gives it {id}; a token between is missing, or the vocabulary has a gap")
+        ids[token.content], latest[token.content] = id, token
+    taken = {id: token for token, id in vocab.items()}
+    for content, id in ids.items():
+        if taken.get(id, content) != content:
+            raise ValueError(f"{where}: the added token '{content}' gets the id {id}, which '{taken[id]}' has already; "
+                             "the vocabulary has a gap")
+    return {latest[content]: id for content, id in ids.items()}
+
+
+def _ids_in_front(folder: Path, settings: dict, whole: dict | None, names: dict[str, str],
+                  table: dict[AddedToken, int]) -> tuple[int, ...]:
+    """Ids that stand in front of every text. ValueError if some would follow it: no reply could."""
+    ids = {token.content: id for token, id in table.items()}
+    if whole is None:
+        if settings.get("add_eos_token"):
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: add_eos_token is true, so that a prompt would end "
+                             "before its reply; set it to false")
+        return (ids[names["bos_token"]],) if settings.get("add_bos_token") and "bos_token" in names else ()
+    front: list[int] = []
+    for step in steps_of(whole.get("post_processor"), "processors"):
+        if step.get("type") == "ByteLevel":
+            continue
+        parts = step.get("single", []) if step.get("type") == "TemplateProcessing" else []
+        places = [next(iter(part)) for part in parts]
+        if not parts or places.count("Sequence") != 1 or places[-1] != "Sequence":
+            raise ValueError(f"{folder / 'tokenizer.json'}: post_processor {named(step)} puts tokens behind a text, so "
+                             "that a prompt would end before its reply; only tokens in front are supported")
+        for part in parts[:-1]:
+            front += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    return tuple(front)
+
+
+def _ends(folder: Path, config: dict) -> list[int]:
+    """Ids that end generation: those of generation_config.json, or else of config.json."""
+    generation = _optional(folder / "generation_config.json")
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise ValueError(f"{folder / 'generation_config.json'}: eos_token_id is {ends}, expected an id or a list")
+    return ends
+
+
+def _end_of_text(folder: Path, names: dict[str, str], table: dict[AddedToken, int], vocab: dict[str, int],
+                 ends: list[int], n_rows: int | None) -> int:
+    """The id that ends a text: the tokenizer's, or else the model's."""
+    ids = vocab | {token.content: id for token, id in table.items()}
+    candidates = [ids[names["eos_token"]]] if "eos_token" in names else []
+    candidates += [end for end in ends if end in ids.values()]
+    for id in candidates:
+        if n_rows is None or id < n_rows:
+            return id
+    said = "there is no eos_token"
+    if "eos_token" in names:
+        said = f"'{names['eos_token']}' is beyond the model's {n_rows} rows"
+    raise ValueError(f"{folder}: no token ends a text: {said} and config.json names none by eos_token_id; set "
+                     "eos_token in tokenizer_config.json")
+
+
+def _chat_template(folder: Path, settings: dict) -> str | None:
+    """The folder's chat template: chat_template.jinja, or what tokenizer_config.json has."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return read_text(path)
+    return _default_template(settings.get("chat_template"))
+
+
+def _default_template(template) -> str | None:
+    """tokenizer_config.json holds one template, or a list of named ones."""
+    if isinstance(template, list):
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
