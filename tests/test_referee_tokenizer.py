@@ -193,11 +193,11 @@ class Folder:
         return folder
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_ids_of_transformers_or_a_refusal(seed, tmp_path):
     logging.disable(logging.WARNING)
-    equal = refused = 0
-    for case in range(25):
+    equal = read = 0
+    for case in range(60):
         rng = np.random.default_rng([seed, case])
         folder = tmp_path / str(case)
         folder.mkdir()
@@ -210,8 +210,8 @@ def test_the_ids_of_transformers_or_a_refusal(seed, tmp_path):
         try:
             ours = load_tokenizer(folder)
         except ValueError:
-            refused += 1
             continue
+        read += 1
         for text in [random_text(rng) for _ in range(12)] + ["", "The cat", " The cat sat<row> on "]:
             for whole in (True, False):
                 try:
@@ -224,4 +224,4 @@ def test_the_ids_of_transformers_or_a_refusal(seed, tmp_path):
                 equal += 1
         if theirs.eos_token_id is not None and theirs.eos_token_id < 700:
             assert ours.eot_token == theirs.eos_token_id
-    assert equal > 100 and refused < 20
+    assert equal > 300 and read > 15

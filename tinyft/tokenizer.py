@@ -64,7 +64,8 @@ class _Finder:
                 end = re.compile(f"[{SPACE}]*").match(text, end).end()
             if done < start:
                 pieces.append(text[done:start])
-            pieces.append(id)
+            if start < end:  # else the token before it has taken it all along, as white space
+                pieces.append(id)
             done = end
         return [*pieces, text[done:]] if done < len(text) else pieces
 
