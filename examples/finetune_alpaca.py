@@ -24,11 +24,11 @@ from tinyft import (
     warm_up,
 )
 from tinyft.checkpoint import check_training_state, model_fingerprint
-from tinyft.data.instructions import show_mask
-from tinyft.data.prompts import PROMPT_STYLES
+from tinyft.data.instructions import END_MARKER_CHOICES, show_mask
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style, use_style
 from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
-from tinyft.inference.generate import reply
+from tinyft.inference.replies import reply
 from tinyft.memory import peak_megabytes
 from tinyft.run import STATE
 from tinyft.scoring import compare_by_family, score_table, side_by_side
@@ -62,7 +62,11 @@ def parse_arguments():
     add("--data", type=Path, metavar="FILE", help="Alpaca JSON or JSONL (default: examples/data/train.json)")
     add("--test-data", type=Path, metavar="FILE", action="append",
         help="test on these entries, instead of a part of --data; may be given more than once")
-    add("--prompt-style", choices=list(PROMPT_STYLES), default="alpaca", help="the text around an instruction")
+    add("--prompt-style", metavar="STYLE",
+        help=f"the text around an instruction: {', '.join(PROMPT_STYLES)}, or a file with a chat template "
+             "(default: what the model's folder says, or else alpaca)")
+    add("--end-marker", choices=END_MARKER_CHOICES, default="strip",
+        help="what to do with <|endoftext|> written out at the end of a reply (default: strip it)")
     add("--mask-prompt", dest="mask_prompt", action="store_true", default=True,
         help="learn only the replies (default)")
     add("--no-mask-prompt", dest="mask_prompt", action="store_false", help="learn the prompts as well")
@@ -145,12 +149,17 @@ def read_data(options, rng):
     return training, validation, tests
 
 
-def answer_all(model, tokenizer, entries, options, what: str, limit) -> list[str]:
+def asked_of(entry):
+    """The turns of an entry up to its last reply."""
+    return entry.turns[:-1] if entry.turns and entry.turns[-1].role == "assistant" else entry.turns
+
+
+def answer_all(model, tokenizer, entries, style, what: str, limit) -> list[str]:
     """A greedy reply of at most limit(entry) tokens to each; none where the prompt is longer than the context."""
     replies, too_long = [], 0
     for entry in tqdm(entries, desc=what, unit="reply", leave=False, dynamic_ncols=True):
-        prompt = PROMPT_STYLES[options.prompt_style](entry)
-        if len(tokenizer.encode_ordinary(prompt)) < model.config.n_positions:
+        prompt = encode_prompt(asked_of(entry), style, tokenizer)
+        if len(prompt) < model.config.n_positions:
             replies.append(reply(model, tokenizer, prompt, max_new_tokens=limit(entry)))
         else:
             too_long += 1
@@ -158,6 +167,16 @@ def answer_all(model, tokenizer, entries, options, what: str, limit) -> list[str
     if too_long:
         print(f"{what}: {too_long} prompts leave no room in the context of {model.config.n_positions} tokens, no reply")
     return replies
+
+
+def record(entry) -> dict:
+    """An entry as replies.json has it: Alpaca's keys, or messages where there are more turns."""
+    if len(entry.turns) == 2:
+        fields = {"instruction": entry.instruction, "input": entry.input, "output": entry.output}
+    else:
+        fields = {"messages": [{"role": turn.role, "content": turn.content}
+                               | ({"input": turn.input} if turn.input else {}) for turn in entry.turns]}
+    return fields | ({"family": entry.family} if entry.family else {})
 
 
 def main() -> None:
@@ -176,14 +195,15 @@ def main() -> None:
         raise ValueError(f"--dropout {options.dropout}: expected a probability below 1")
     model.set_dropout(options.dropout)
 
-    style = dict(prompt_style=options.prompt_style, mask_prompt=options.mask_prompt,
-                 max_length=options.max_length or context)
-    training_set = InstructionSet(training, tokenizer, **style)
-    validation_set = InstructionSet(validation, tokenizer, **style)
+    style = find_style(tokenizer, options.prompt_style)
+    use_style(style, tokenizer)
+    how = dict(prompt_style=style, mask_prompt=options.mask_prompt, max_length=options.max_length or context,
+               end_marker=options.end_marker)
+    training_set, validation_set = (InstructionSet(entries, tokenizer, **how) for entries in (training, validation))
     if not len(training_set):
         raise ValueError(f"{options.data or DATA}: no entry to train on; of {len(training)} in the training share, "
                          f"{len(training_set.dropped)} have an empty reply or a prompt of more than "
-                         f"{style['max_length']} tokens; give at least 2 entries")
+                         f"{how['max_length']} tokens; give at least 2 entries")
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -208,9 +228,9 @@ def main() -> None:
     for name, data in (("training", training_set), ("validation", validation_set)):
         if data.dropped:
             print(f"          {len(data.dropped)} {name} entries left out: empty reply, or prompt longer than "
-                  f"{style['max_length']} tokens")
+                  f"{how['max_length']} tokens")
         if data.cut:
-            print(f"          {data.cut} {name} entries cut at {style['max_length']} tokens")
+            print(f"          {data.cut} {name} entries cut at {how['max_length']} tokens")
     length = f"{options.max_steps} steps at most" if options.max_steps else f"{options.epochs} epochs"
     print(f"training  {length}, batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
           f"{threads} threads\noutput    {output}", flush=True)
@@ -224,28 +244,28 @@ def main() -> None:
     asked = range(len(shown)) if scored else few  # all replies of the untuned model only where they are counted
 
     def expected_tokens(entry) -> int:
-        return len(tokenizer.encode_ordinary(entry.output))
+        return len(tokenizer.encode(entry.output))
 
     longest = options.max_new_tokens or 16 + max(map(expected_tokens, shown), default=0)
     # An untuned model does not stop by itself: what is much longer than the expected reply is wrong anyway.
-    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], options, "replies before",
+    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], style, "replies before",
                                         lambda entry: min(longest, 16 + expected_tokens(entry))), strict=True))
     sample_entry = next((entry for entry in [*validation, *training]
-                         if len(tokenizer.encode_ordinary(PROMPT_STYLES[options.prompt_style](entry))) < context), None)
+                         if len(encode_prompt(asked_of(entry), style, tokenizer)) < context), None)
 
     def show_sample(report) -> None:
         if sample_entry is None:
             return
-        answer = reply(model, tokenizer, PROMPT_STYLES[options.prompt_style](sample_entry), max_new_tokens=40)
+        answer = reply(model, tokenizer, encode_prompt(asked_of(sample_entry), style, tokenizer), max_new_tokens=40)
         question = " ".join(f"{sample_entry.instruction} {sample_entry.input}".split())
         report.say(f"    {textwrap.shorten(question, 70)} -> {textwrap.shorten(answer, 70) or '(nothing)'}")
 
     fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
         resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity=identity)
 
-    after = answer_all(model, tokenizer, shown, options, "replies after", lambda entry: longest)
+    after = answer_all(model, tokenizer, shown, style, "replies after", lambda entry: longest)
     write_json(output / "replies.json", [
-        {**{k: v for k, v in asdict(entry).items() if k != "family" or v}, "model_response": answer}
+        {**record(entry), "model_response": answer}
         for entry, answer in zip(shown, after, strict=True)])
     forget_state(output)
     if shown:
@@ -255,11 +275,10 @@ def main() -> None:
         write_json(output / "scores.json", scores)
         print("\nreplies that match exactly\n\n" + score_table(scores))
     plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
-    style_option = "" if options.prompt_style == "alpaca" else f"--prompt-style {options.prompt_style} "
     scores_file = "scores.json, " if scored else ""
     print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
           f"{scores_file}metrics.jsonl, {plot}\n"
-          f"ask it: python examples/generate.py --model {output / 'model'} {style_option}\"...\"\n"
+          f"ask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
           f"peak memory {peak_megabytes():.0f} MB")
 
 

@@ -1,6 +1,6 @@
 """Answer one prompt, word by word as the model finds it.
 
-The prompt is put into the form that the model was tuned on; --raw continues it as it stands.
+The prompt is put into the form that the model was tuned on, as its folder says; --raw continues it as it stands.
 """
 
 import sys
@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from tinyft import Entry, cli, generate, load_model_and_tokenizer, stream_text
-from tinyft.data.prompts import PROMPT_STYLES
+from tinyft import Turn, cli, generate, load_model_and_tokenizer, stream_text
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, end_of_reply, find_style
 
 EXAMPLES = """\
   python examples/generate.py --model runs/tiny-world/model "What is the capital of France?"
@@ -25,7 +25,10 @@ def parse_arguments():
     add("prompt", help="the instruction, or with --raw the beginning of a text; - reads it from standard input")
     add("--model", required=True, metavar="FOLDER", help="a model folder")
     add("--input", default="", metavar="TEXT", help="what the instruction is about, if it needs that")
-    add("--prompt-style", choices=list(PROMPT_STYLES), default="alpaca", help="the text around an instruction")
+    add("--system", default="", metavar="TEXT", help="a system message in front")
+    add("--prompt-style", metavar="STYLE",
+        help=f"the text around an instruction: {', '.join(PROMPT_STYLES)}, or a file with a chat template "
+             "(default: what the model's folder says, or else alpaca)")
     add("--raw", action="store_true", help="continue the prompt itself")
     add("--max-new-tokens", type=cli.positive_int, default=200, metavar="N", help="longest reply")
     add("--temperature", type=cli.not_negative_float, default=0.0, metavar="X", help="0: always the likeliest token")
@@ -45,9 +48,14 @@ def main() -> None:
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not text.strip():
         raise ValueError("the prompt is empty")
-    prompt = text if options.raw else PROMPT_STYLES[options.prompt_style](Entry(text, options.input, ""))
-    ids = tokenizer.encode_ordinary(prompt)
-    tokens = generate(model, ids, max_new_tokens=options.max_new_tokens, stop=tokenizer.eot_token,
+    if options.raw:
+        ids, stop = tokenizer.encode(text), tokenizer.stop_tokens
+    else:
+        style = find_style(tokenizer, options.prompt_style)
+        system = (Turn("system", options.system),) if options.system else ()
+        ids = encode_prompt((*system, Turn("user", text, options.input)), style, tokenizer)
+        stop = (*tokenizer.stop_tokens, end_of_reply(style, tokenizer)[1])
+    tokens = generate(model, ids, max_new_tokens=options.max_new_tokens, stop=stop,
                       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
                       rng=np.random.default_rng(options.seed))
     times = [time.perf_counter()]

@@ -22,9 +22,10 @@ from tiny import (
     write_entries,
 )
 
-from tinyft import Entry, load_model, load_model_and_tokenizer, reply
-from tinyft.data.prompts import PROMPT_STYLES
-from tinyft.inference.generate import generate, stream_text
+from tinyft import Entry, Turn, load_model, load_model_and_tokenizer, reply
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
+from tinyft.inference.generate import generate
+from tinyft.inference.replies import stream_text
 
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 ENTRIES = make_entries(40)
@@ -63,7 +64,7 @@ def test_finetune_leaves_a_model_and_replies(tuned):
         assert list(record) == ["instruction", "input", "output", "model_response"]
         assert (record["instruction"], record["input"], record["output"]) == (entry.instruction, entry.input,
                                                                               entry.output)
-        prompt = PROMPT_STYLES["alpaca"](entry)
+        prompt = encode_prompt(entry.turns[:-1], PROMPT_STYLES["alpaca"], tokenizer)
         assert record["model_response"] == reply(model, tokenizer, prompt, max_new_tokens=3)
     assert not (folder / "training_state.safetensors").exists()
     assert not [path for path in folder.rglob("*.part")]
@@ -113,7 +114,7 @@ def test_finetune_overwrites_when_told(model_folder, data, tmp_path):
 
 def test_finetune_with_an_entry_that_the_context_cannot_hold(model_folder, tmp_path):
     """Too long a prompt: left out of training and validation, an empty reply in the test."""
-    too_long = Entry("x" * CONTEXT, "", "yes")
+    too_long = Entry.single("x" * CONTEXT, "", "yes")
     entries = [too_long, *ENTRIES[1:34], too_long, *ENTRIES[35:38], too_long, ENTRIES[39]]
     data = write_entries(tmp_path / "long.json", entries)
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
@@ -218,11 +219,12 @@ def test_generate_streams_the_reply(options, model_folder, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     model, tokenizer = load_model_and_tokenizer(model_folder)
     style = "phi3" if "phi3" in options else "alpaca"
-    prompt = PROMPT_STYLES[style](Entry("Say word.", "now" if "--input" in options else "", ""))
+    turns = (Turn("user", "Say word.", "now" if "--input" in options else ""),)
     sampling = {}
     if "--temperature" in options:
         sampling = dict(temperature=0.9, top_k=5, top_p=0.9, rng=np.random.default_rng(3))
-    tokens = generate(model, tokenizer.encode_ordinary(prompt), max_new_tokens=12, stop=tokenizer.eot_token, **sampling)
+    prompt = encode_prompt(turns, PROMPT_STYLES[style], tokenizer)
+    tokens = generate(model, prompt, max_new_tokens=12, stop=tokenizer.eot_token, **sampling)
     assert result.stdout == "".join(stream_text(tokens, tokenizer)) + "\n"
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONTEXT, END_OF_TEXT, ROOT, TOKENIZER, make_entries, make_set
 
-from tinyft import Entry, collate, read_entries, split
+from tinyft import Entry, Turn, collate, read_entries, split
 from tinyft.data.instructions import Example, encode, show_mask
-from tinyft.data.prompts import PROMPT_STYLES
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
 from tinyft.files import write_json
 
 CHAPTER_7_DATA = ROOT.parent / "shared" / "data" / "instruction-data.json"
@@ -36,7 +36,8 @@ def chapter_7_collate(items, prompt_lengths, pad, max_length=None, mask_prompt=F
         for position in range(first_pad + 1, len(targets)):
             targets[position] = -100
         if mask_prompt:
-            targets[: prompt_length - 1] = [-100] * (prompt_length - 1)
+            masked = max(0, prompt_length - 1)
+            targets[:masked] = [-100] * masked
         if max_length is not None:
             inputs, targets = inputs[:max_length], targets[:max_length]
         all_inputs.append(inputs)
@@ -44,18 +45,23 @@ def chapter_7_collate(items, prompt_lengths, pad, max_length=None, mask_prompt=F
     return all_inputs, all_targets
 
 
+def example(ids, prompt_length: int, end: int) -> Example:
+    """An example whose reply begins at `prompt_length`, with its end."""
+    return Example(np.array([*ids, end]), np.arange(len(ids) + 1) >= prompt_length)
+
+
 @st.composite
 def rows(draw):
     """Rows of few different ids, so that the end-of-text (0) is often among them."""
     items = draw(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=5))
-    return items, [draw(st.integers(1, len(item))) for item in items]
+    return items, [draw(st.integers(0, len(item))) for item in items]
 
 
 @settings(max_examples=300, deadline=None)
 @given(rows(), st.none() | st.integers(1, 14), st.booleans())
 def test_collate_is_chapter_7s(rows, max_length, mask_prompt):
     items, prompt_lengths = rows
-    examples = [Example(np.array(item), n) for item, n in zip(items, prompt_lengths, strict=True)]
+    examples = [example(item, n, 0) for item, n in zip(items, prompt_lengths, strict=True)]
     inputs, targets = collate(examples, 0, max_length=max_length, mask_prompt=mask_prompt)
     wanted_inputs, wanted_targets = chapter_7_collate(items, prompt_lengths, 0, max_length, mask_prompt)
     assert inputs.tolist() == wanted_inputs
@@ -64,21 +70,28 @@ def test_collate_is_chapter_7s(rows, max_length, mask_prompt):
 
 def test_collate_of_the_books_example():
     items = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
-    inputs, targets = collate([Example(np.array(item), 1) for item in items], 50256)
+    inputs, targets = collate([example(item, 1, 50256) for item in items], 50256)
     assert inputs.tolist() == [[0, 1, 2, 3, 4], [5, 6, 50256, 50256, 50256], [7, 8, 9, 50256, 50256]]
     assert targets.tolist() == [[1, 2, 3, 4, 50256], [6, 50256, -100, -100, -100], [8, 9, 50256, -100, -100]]
 
 
 def test_end_of_text_within_a_reply_is_learned():
-    _, targets = collate([Example(np.array([1, 2, 9, 3, 9]), 2), Example(np.arange(1, 8), 2)], 9, mask_prompt=True)
+    _, targets = collate([example([1, 2, 9, 3, 9], 2, 9), example(range(1, 8), 2, 9)], 9, mask_prompt=True)
     assert targets[0].tolist() == [-100, 9, 3, 9, 9, -100, -100]
 
 
 def test_collate_does_not_change_its_examples():
-    example = Example(np.array([1, 2, 3]), 2)
-    inputs, targets = collate([example], 9, mask_prompt=True)
+    one = example([1, 2, 3], 2, 9)
+    inputs, targets = collate([one], 9, mask_prompt=True)
     inputs[:], targets[:] = 0, 0
-    assert example.ids.tolist() == [1, 2, 3]
+    assert one.ids.tolist() == [1, 2, 3, 9] and one.learned.tolist() == [False, False, True, True]
+
+
+def test_several_replies_are_learned_and_what_is_between_them_is_not():
+    one = Example(np.array([5, 6, 7, 9, 5, 8, 9]), np.array([False, False, True, True, False, True, True]))
+    inputs, targets = collate([one], 9, mask_prompt=True)
+    assert inputs.tolist() == [[5, 6, 7, 9, 5, 8]] and targets.tolist() == [[-100, 7, 9, -100, 8, 9]]
+    assert collate([one], 9)[1].tolist() == [[6, 7, 9, 5, 8, 9]]
 
 
 # ---- prompts and tokens
@@ -100,32 +113,66 @@ ANSWER = "\n\n### Response:\n"
     ("phi3", "a cat", "<|user|>\nName it.\na cat\n<|assistant|>\n"),
 ])
 def test_prompt_text(style, given_input, text):
-    assert PROMPT_STYLES[style](Entry("Name it.", given_input, "Tom")) == text
+    assert PROMPT_STYLES[style].pieces(Entry.single("Name it.", given_input, "Tom").turns)[0] == (text, False)
 
 
-@pytest.mark.parametrize("style", PROMPT_STYLES)
+def parts(example: Example) -> tuple[list[int], list[int]]:
+    """Ids that are not learned and ids that are, of an example with one reply at its end."""
+    return example.ids[~example.learned].tolist(), example.ids[example.learned].tolist()
+
+
+@pytest.mark.parametrize("style", ["alpaca", "stanford", "phi3"])
 def test_prompt_and_reply_are_encoded_apart(style):
-    entry = Entry("Say", "", " word")
-    example = encode(entry, style, TOKENIZER)
-    prompt = TOKENIZER.encode_ordinary(PROMPT_STYLES[style](entry))
-    assert example.prompt_length == len(prompt)
-    assert example.ids.tolist() == prompt + TOKENIZER.encode_ordinary(" word")
+    example = encode(Entry.single("Say", "", " word"), PROMPT_STYLES[style], TOKENIZER)
+    prompt, reply = parts(example)
+    assert prompt == encode_prompt((Turn("user", "Say"),), PROMPT_STYLES[style], TOKENIZER)
+    assert reply == [*TOKENIZER.encode_ordinary(" word"), EOT]
+    assert example.ids.tolist() == prompt + reply
 
 
 def test_reply_does_not_merge_with_the_prompt():
-    entry = Entry("Say", "", "\n\n### two")
-    ids = encode(entry, "alpaca", TOKENIZER)
-    assert TOKENIZER.decode(ids.ids[: ids.prompt_length].tolist()).endswith("### Response:\n")
-    assert TOKENIZER.decode(ids.ids[ids.prompt_length :].tolist()) == "\n\n### two"
+    prompt, reply = parts(encode(Entry.single("Say", "", "\n\n### two"), PROMPT_STYLES["alpaca"], TOKENIZER))
+    assert TOKENIZER.decode(prompt).endswith("### Response:\n")
+    assert TOKENIZER.decode(reply) == f"\n\n### two{END_OF_TEXT}"
 
 
 @pytest.mark.parametrize("entry", [
-    Entry(f"Say {END_OF_TEXT}", "", "a"), Entry("Say", END_OF_TEXT, "a"), Entry("Say", "", f"a{END_OF_TEXT}b"),
+    Entry.single(f"Say {END_OF_TEXT}", "", "a"), Entry.single("Say", END_OF_TEXT, "a"),
+    Entry.single("Say", "", f"a{END_OF_TEXT}b"),
 ])
-def test_end_of_text_in_an_entry_is_data(entry):
-    example = encode(entry, "alpaca", TOKENIZER)
-    assert EOT not in example.ids
-    assert END_OF_TEXT in TOKENIZER.decode(example.ids.tolist())
+def test_end_of_text_in_an_entry_is_one_token(entry):
+    """As transformers reads it; as letters it would never be learned as what it is."""
+    ids = encode(entry, PROMPT_STYLES["alpaca"], TOKENIZER).ids
+    assert (ids == EOT).sum() == 2 and ids[-1] == EOT
+    assert END_OF_TEXT not in TOKENIZER.decode(ids[ids != EOT].tolist())
+
+
+# ---- ends of text that are written out
+
+
+@pytest.mark.parametrize("output, left", [("yes<|endoftext|>", "yes"), ("yes <|endoftext|>\n", "yes "), ("yes", "yes"),
+                                          ("yes<|endoftext|><|endoftext|> ", "yes"),
+                                          ("a<|endoftext|>b", "a<|endoftext|>b"),
+                                          ("<|endoftext|>yes", "<|endoftext|>yes"), ("yes \n", "yes \n")])
+def test_a_written_end_is_stripped_and_counted(output, left):
+    data = make_set([Entry.single("a", "", output), Entry.single("b", "", "no")])
+    _, reply = parts(data.examples[0])
+    assert reply == [*TOKENIZER.encode(left), EOT]
+    assert data.end_markers == (output != left)
+
+
+def test_a_written_end_may_be_kept_as_the_token_or_refused():
+    entries = [Entry.single("a", "", "no"), Entry.single("a", "", "yes<|endoftext|>")]
+    data = make_set(entries, end_marker="keep")
+    assert parts(data.examples[1])[1] == [*TOKENIZER.encode("yes"), EOT, EOT] and data.end_markers == 1
+    with pytest.raises(ValueError, match=r"entry 2: .*written out \('yes<\|endoftext\|>'\).*--end-marker strip"):
+        make_set(entries, end_marker="refuse")
+    with pytest.raises(ValueError, match="end_marker is 'drop', expected one of strip, keep, refuse"):
+        make_set(entries, end_marker="drop")
+
+
+def test_nothing_but_a_written_end_is_an_empty_reply():
+    assert make_set([Entry.single("a", "", "<|endoftext|>"), Entry.single("a", "", "x")]).dropped == [0]
 
 
 # ---- reading
@@ -140,7 +187,8 @@ def write(folder, content, name="data.json"):
 def test_read_json_and_jsonl_and_bom(tmp_path):
     raw = [{**ENTRY, "family": "pets"}, {"instruction": "Größe?", "output": "ä\u2028b"},
            {"instruction": "x", "input": None, "output": ""}]
-    wanted = [Entry("Name it.", "a cat", "Tom", "pets"), Entry("Größe?", "", "ä\u2028b"), Entry("x", "", "")]
+    wanted = [Entry.single("Name it.", "a cat", "Tom", "pets"), Entry.single("Größe?", "", "ä\u2028b"),
+              Entry.single("x", "", "")]
     text = json.dumps(raw, ensure_ascii=False)
     assert read_entries(write(tmp_path, text.encode())) == wanted
     assert read_entries(write(tmp_path, b"\xef\xbb\xbf" + text.encode(), "bom.json")) == wanted
@@ -152,7 +200,7 @@ def test_read_json_and_jsonl_and_bom(tmp_path):
 @pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
 def test_jsonl_lines_end_only_at_line_feeds(tmp_path, inside):
     line = json.dumps({"instruction": "x", "output": f"a{inside}b"}, ensure_ascii=False)
-    assert read_entries(write(tmp_path, line.encode(), "data.jsonl")) == [Entry("x", "", f"a{inside}b")]
+    assert read_entries(write(tmp_path, line.encode(), "data.jsonl")) == [Entry.single("x", "", f"a{inside}b")]
 
 
 def test_lone_surrogate_is_refused_or_can_be_written_again(tmp_path):
@@ -231,18 +279,18 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_entries_without_a_target_are_dropped_and_counted():
-    entries = [Entry("a", "", "yes"), Entry("a", "", ""), Entry("a" * 60, "", "yes"), Entry("a", "", " \n"),
-               Entry("b", "", "yes")]
+    entries = [Entry.single(*texts) for texts in (("a", "", "yes"), ("a", "", ""), ("a" * 60, "", "yes"),
+                                                  ("a", "", " \n"), ("b", "", "yes"))]
     data = make_set(entries, max_length=40, mask_prompt=True)
     assert data.dropped == [1, 2, 3]
     assert len(data) == 2
-    assert [TOKENIZER.decode(example.ids[example.prompt_length :].tolist()) for example in data.examples] == ["yes"] * 2
+    assert [TOKENIZER.decode(parts(example)[1]) for example in data.examples] == [f"yes{END_OF_TEXT}"] * 2
 
 
 @pytest.mark.parametrize("room, dropped", [(-1, [0]), (0, []), (1, [])])
 def test_a_kept_entry_has_a_target(room, dropped):
-    entry = Entry("a", "", "yes")
-    length = encode(entry, "phi3", TOKENIZER).prompt_length
+    entry = Entry.single("a", "", "yes")
+    length = len(parts(encode(entry, PROMPT_STYLES["phi3"], TOKENIZER))[0])
     data = make_set([entry], max_length=length + room, mask_prompt=True)
     assert data.dropped == dropped
     if not dropped:
@@ -256,7 +304,8 @@ def test_set_collates_with_its_own_options():
     assert len(data) == 7
     inputs, targets = data.collate(np.array([4, 1, 6]))
     examples = [data.examples[i] for i in (4, 1, 6)]
-    wanted = chapter_7_collate([e.ids.tolist() for e in examples], [e.prompt_length for e in examples], EOT, 38, True)
+    wanted = chapter_7_collate([e.ids[:-1].tolist() for e in examples], [len(parts(e)[0]) for e in examples], EOT, 38,
+                               True)
     assert (inputs.tolist(), targets.tolist()) == wanted
 
 
@@ -275,7 +324,7 @@ def test_batches_hold_every_index_once(count, batch_size, seed):
 
 def test_batches_have_rows_of_similar_length():
     rng = np.random.default_rng(0)
-    data = make_set([Entry("a", "", "x" * int(n)) for n in rng.integers(1, 60, 512)])
+    data = make_set([Entry.single("a", "", "x" * int(n)) for n in rng.integers(1, 60, 512)])
     lengths = np.array([len(example.ids) for example in data.examples])
 
     def padding(batches):
@@ -311,7 +360,7 @@ def test_split_in_file_order():
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 300), st.floats(0.01, 0.99), st.floats(0, 0.99), st.none() | st.integers(0, 9))
 def test_split_is_disjoint_and_complete(count, train, test, seed):
-    entries = [Entry(str(i), "", "") for i in range(count)]
+    entries = [Entry.single(str(i), "", "") for i in range(count)]
     rng = None if seed is None else np.random.default_rng(seed)
     if train + test > 1:
         with pytest.raises(ValueError, match="add up to at most 1"):
@@ -351,6 +400,27 @@ def test_chapter_7s_data():
     assert training == entries[:935] and test == entries[935:1045] and validation == entries[1045:]
 
 
+# ---- fingerprints
+
+
+def test_a_fingerprint_tells_sets_apart_that_are_learned_differently():
+    """The same ids all in all, in other rows or with other masks: a run must not go on with another set."""
+    def of(*entries, **options):
+        return make_set(list(entries), **options).fingerprint()
+
+    one, other = Entry.single("a", "", "bc"), Entry.single("ab", "", "c")
+    assert of(one) == of(Entry.single("a", "", "bc"))
+    assert len({of(one), of(other), of(one, other), of(other, one), of(one, mask_prompt=True), of(one, max_length=40),
+                of(one, prompt_style="alpaca")}) == 7
+    ids, parts = np.arange(8), [(3, 5), (5, 3), (4, 4)]
+    prints = set()
+    for n, m in parts:
+        data = make_set([])
+        data.examples = [Example(ids[:n], np.ones(n, bool)), Example(ids[n : n + m], np.ones(m, bool))]
+        prints.add(data.fingerprint())
+    assert len(prints) == 3
+
+
 # ---- show_mask
 
 PIECE = re.compile(r"\x1b\[(\d+)m(.*?)\x1b\[0m", re.DOTALL)
@@ -359,21 +429,21 @@ PIECE = re.compile(r"\x1b\[(\d+)m(.*?)\x1b\[0m", re.DOTALL)
 @pytest.mark.parametrize("mask_prompt", [True, False])
 @pytest.mark.parametrize("max_length", [CONTEXT, 35])
 def test_show_mask_colours_exactly_the_learned_tokens(mask_prompt, max_length):
-    entry = Entry("Say word", "", " yes word it is")
+    entry = Entry.single("Say word", "", " yes word it is")
     data = make_set([entry], mask_prompt=mask_prompt, max_length=max_length)
     inputs, targets = data.collate([0])
     text = show_mask(inputs[0], targets[0], TOKENIZER)
     pieces = PIECE.findall(text)
     assert PIECE.sub("", text) == ""
-    ids = [*data.examples[0].ids.tolist(), EOT][: max_length + 1]
-    prompt_length = data.examples[0].prompt_length if mask_prompt else 1
+    ids = data.examples[0].ids.tolist()[: max_length + 1]
+    prompt_length = len(parts(data.examples[0])[0]) if mask_prompt else 1
     wanted = [(colour, TOKENIZER.decode(part).replace("\n", "\\n\n"))
               for colour, part in (("90", ids[:prompt_length]), ("32", ids[prompt_length:])) if part]
     assert pieces == wanted
 
 
 def test_show_mask_of_a_padded_row():
-    data = make_set([Entry("a", "", "yes"), Entry("a", "", "y" * 20)], mask_prompt=True)
+    data = make_set([Entry.single("a", "", "yes"), Entry.single("a", "", "y" * 20)], mask_prompt=True)
     inputs, targets = data.collate([0, 1])
     pieces = PIECE.findall(show_mask(inputs[0], targets[0], TOKENIZER))
     green = [text for colour, text in pieces if colour == "32"]
@@ -382,7 +452,7 @@ def test_show_mask_of_a_padded_row():
 
 
 def test_show_mask_keeps_characters_that_several_tokens_share():
-    data = make_set([Entry("ö", "", "猫")], mask_prompt=True)
+    data = make_set([Entry.single("ö", "", "猫")], mask_prompt=True)
     inputs, targets = data.collate([0])
     text = re.sub(r"\x1b\[\d+m", "", show_mask(inputs[0], targets[0], TOKENIZER))
     assert "ö" in text and "猫" in text

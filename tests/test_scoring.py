@@ -37,8 +37,9 @@ def test_normalise_is_stable():
 
 
 def test_by_family():
-    entries = [Entry("a", "", "yes", "plural"), Entry("b", "", "no", "capital"), Entry("c", "", "x"),
-               Entry("d", "", "two", "plural")]
+    entries = [Entry.single("a", "", "yes", "plural"), Entry.single("b", "", "no", "capital"),
+               Entry.single("c", "", "x"),
+               Entry.single("d", "", "two", "plural")]
     counts = by_family(entries, ["Yes.", "yes", "x", "three"])
     assert counts == {"all": (1, 1), "capital": (0, 1), "plural": (1, 2)}
     assert list(counts) == sorted(counts)

@@ -223,7 +223,7 @@ def test_events_of_a_run():
     for before, look in zip(looks, looks[1:], strict=False):
         losses = [step.loss for step in steps if before.step < step.step <= look.step]
         assert look.train_loss == pytest.approx(np.mean(losses), rel=1e-12)
-    targets = sum(len(example.ids) - example.prompt_length + 1 for example in data.examples)
+    targets = sum(int(example.learned.sum()) for example in data.examples)
     assert sum(step.tokens for step in steps) == looks[-1].tokens == 2 * targets
     assert steps[0].learning_rate == pytest.approx(1e-2) and steps[-1].learning_rate < 2e-3
     bests = np.minimum.accumulate([look.loss for look in looks[1:]])
@@ -255,7 +255,7 @@ def test_max_steps_stops_within_and_across_epochs():
 def test_processed_counts_what_goes_through_the_model():
     data = make_set(make_entries(8), mask_prompt=True)
     _, step = run_steps(make_model(), data)
-    assert step.processed == sum(len(example.ids) for example in data.examples)
+    assert step.processed == sum(len(example.ids) - 1 for example in data.examples)
 
 
 def test_empty_training_set():
@@ -300,8 +300,8 @@ def without_seconds(event: dict) -> dict:
 # ---- runs that turn, and runs that break
 
 # The same questions with longer answers: learning the first makes the second likelier, then unlikelier.
-TRAINING = [Entry(f"Say {i}.", "", "aaaa") for i in range(24)]
-VALIDATION = [Entry(f"Say {i}.", "", "aaaab") for i in range(24)]
+TRAINING = [Entry.single(f"Say {i}.", "", "aaaa") for i in range(24)]
+VALIDATION = [Entry.single(f"Say {i}.", "", "aaaab") for i in range(24)]
 TURNING = Settings(epochs=20, batch_size=8, learning_rate=4e-2, evaluate_every=4, patience=3, warmup=0.05)
 
 

@@ -55,7 +55,7 @@ def make_model(seed: int = 0, dtype=np.float32, **changes) -> GPT2:
 def make_entries(count: int, seed: int = 0) -> list[Entry]:
     """Entries with and without input and replies of uneven length."""
     rng = np.random.default_rng(seed)
-    return [Entry(f"Say word {i}.", "now" if i % 3 == 0 else "", "ab"[i % 2] * int(rng.integers(1, 9)))
+    return [Entry.single(f"Say word {i}.", "now" if i % 3 == 0 else "", "ab"[i % 2] * int(rng.integers(1, 9)))
             for i in range(count)]
 
 

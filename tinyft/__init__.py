@@ -22,11 +22,12 @@ from .checkpoint import (
     save_model,
     save_training_state,
 )
-from .data.entries import Entry, read_entries
+from .data.entries import Entry, Turn, read_entries
 from .data.instructions import InstructionSet, collate, split
 from .gpt2 import GPT2, GPT2Config, KVCache
 from .gradcheck import gradcheck
-from .inference.generate import ask, generate, reply, stream_text
+from .inference.generate import generate
+from .inference.replies import ask, reply, stream_text
 from .inference.sampling import sample
 from .optim import AdamW, cosine_with_warmup
 from .run import fit, forget_state, warm_up
@@ -35,8 +36,8 @@ from .tokenizer_files import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [
-    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "ask",
-    "cli", "collate", "cosine_with_warmup", "evaluate", "fit", "forget_state", "generate", "gradcheck",
+    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
+    "ask", "cli", "collate", "cosine_with_warmup", "evaluate", "fit", "forget_state", "generate", "gradcheck",
     "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
     "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
     "stream_text", "train", "warm_up",

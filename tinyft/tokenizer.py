@@ -130,11 +130,12 @@ def merges_for_tiktoken(vocab: dict[str, int], merges: Sequence[tuple[str, str]]
     tokens = [*BYTE_OF, *(by_place[place] for place in sorted(by_place))]
     ids = [vocab.get(token, ABSENT) for token in tokens]
     if ABSENT not in ids and ids[256:] == sorted(ids[256:]):  # ids do as ranks; the order of single bytes is no matter
-        return Merges({_to_bytes(token): id for token, id in zip(tokens, ids, strict=True)}, [], True)
-    return Merges({_to_bytes(token): rank for rank, token in enumerate(tokens)}, ids, False)
+        return Merges({to_bytes(token): id for token, id in zip(tokens, ids, strict=True)}, [], True)
+    return Merges({to_bytes(token): rank for rank, token in enumerate(tokens)}, ids, False)
 
 
-def _to_bytes(token: str) -> bytes:
+def to_bytes(token: str) -> bytes:
+    """The bytes that a token of vocab.json stands for."""
     return bytes([BYTE_OF[symbol] for symbol in token])
 
 
@@ -174,15 +175,18 @@ class Tokenizer:
         if self.eot_token not in self.stop_tokens:
             self.stop_tokens = (self.eot_token, *self.stop_tokens)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
         """The ids that transformers' `tokenizer(text)` gives. add_special_tokens: with `bos_tokens` in front.
 
-        ValueError where transformers would drop a character, or give an id that the model has no row for.
+        continues: the text goes on from another, so that no space is put in front of it. ValueError where transformers
+        would drop a character, or give an id that the model has no row for.
         """
         ids = list(self.bos_tokens) if add_special_tokens else []
+        begins = not continues
         for piece in self._raw.cut(text):
             for part in [piece] if isinstance(piece, int) else self._rest.cut(piece):
-                ids += [part] if isinstance(part, int) else self.encode_ordinary(part)
+                ids += [part] if isinstance(part, int) else self._ordinary(part, self.prefix_space and begins)
+                begins = True
         if self.n_rows is not None and self.added and max(ids, default=0) >= self.n_rows:
             raise ValueError(f"the text has {self.decode([max(ids)])!r} in it, whose id {max(ids)} is beyond the "
                              f"model's {self.n_rows} rows; remove it from the text or from the tokenizer's tokens")
@@ -190,7 +194,10 @@ class Tokenizer:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text in which added tokens are letters like any others, without `bos_tokens`."""
-        if self.prefix_space and text and not text.startswith(" "):
+        return self._ordinary(text, self.prefix_space)
+
+    def _ordinary(self, text: str, prefix_space: bool) -> list[int]:
+        if prefix_space and text and not text.startswith(" "):
             text = " " + text
         try:
             ranks = self._bpe.encode_ordinary(text)
@@ -216,6 +223,11 @@ class Tokenizer:
         """The text of many tokens."""
         return b"".join(map(self.decode_single_token_bytes, tokens)).decode("utf-8", errors="replace")
 
+    def behind(self, token: str, text: str) -> str:
+        """What an added token leaves of the text behind it: all, or all but the white space that it takes along."""
+        strips = any(added.content == token and added.rstrip for added in self.added)
+        return re.sub(f"\\A[{SPACE}]+", "", text) if strips else text
+
     def token_id(self, text: str) -> int | None:
         """The id of an added token by its text, or None."""
         return self.added_ids.get(text)
@@ -224,7 +236,7 @@ class Tokenizer:
 def _spelled(token: str) -> bytes:
     """The bytes that an entry of vocab.json stands for; other spellings than the byte symbols stand for themselves."""
     try:
-        return _to_bytes(token)
+        return to_bytes(token)
     except KeyError:
         return token.encode("utf-8", errors="replace")
 

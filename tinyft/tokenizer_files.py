@@ -18,9 +18,11 @@ from .tokenizer import (
     BYTE_OF,
     END_OF_TEXT,
     AddedToken,
+    Merges,
     Tokenizer,
     from_tiktoken,
     merges_for_tiktoken,
+    to_bytes,
     tokenizer_config,
 )
 
@@ -36,6 +38,14 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     ValueError names the file and the setting that tinyft cannot follow, or that versions of transformers disagree on.
     """
     folder = Path(folder)
+    try:
+        return _load(folder)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:  # JSON, but of another shape
+        raise ValueError(f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as transformers writes it "
+                         f"({type(error).__name__}: {error}); save the tokenizer again with save_pretrained") from None
+
+
+def _load(folder: Path) -> Tokenizer:
     settings, config = _optional(folder / "tokenizer_config.json"), _optional(folder / "config.json")
     n_rows = config.get("vocab_size")
     if n_rows is not None and (type(n_rows) is not int or n_rows < 1):
@@ -50,8 +60,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if n_rows is not None and max(vocab.values()) >= n_rows:
         raise ValueError(f"{folder}: the tokenizer has {max(vocab.values()) + 1} tokens, the model's vocabulary only "
                          f"{n_rows} as config.json says; take the tokenizer's files from this model")
+    ranks = merges_for_tiktoken(vocab, merges)
     if whole is not None:
-        _check_model(where, whole["model"], vocab, merges)
+        _check_model(where, whole["model"], vocab, ranks)
     pattern, prefix_space = how_text_is_cut(where, whole, by_file, settings)
     added, names = _added_tokens(folder, settings, whole, by_file)
     table = _number(where, added, vocab)
@@ -60,7 +71,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     text_of = {id: token.content for token, id in table.items()} | {id: token for token, id in vocab.items()}
     files.setdefault("tokenizer_config.json", tokenizer_config(text_of[eot]))
     return Tokenizer(
-        vocab, merges_for_tiktoken(vocab, merges), table, eot, files, special_names=names,
+        vocab, ranks, table, eot, files, special_names=names,
         stop_tokens=tuple(end for end in ends if n_rows is None or end < n_rows), pattern=pattern,
         prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table),
         chat_template=_chat_template(folder, settings), n_rows=n_rows,
@@ -105,7 +116,7 @@ def _optional(path: Path) -> dict:
 def _gpts_own(folder: Path, n_rows: int | None) -> Tokenizer:
     if n_rows not in (None, GPT2_VOCABULARY):
         raise ValueError(f"{folder} has no tokenizer (vocab.json and merges.txt, or tokenizer.json), and its "
-                         f"vocabulary of {n_rows} is not GPT-2's of {GPT2_VOCABULARY}; put its own tokenizer's files there")
+                         f"vocabulary of {n_rows} is not GPT-2's of {GPT2_VOCABULARY}; put its own files there")
     try:
         return from_tiktoken(tiktoken.get_encoding("gpt2"))
     except Exception as error:  # tiktoken passes through whatever its download raised
@@ -119,6 +130,9 @@ def _follows_tokenizer_json(folder: Path, settings: dict, config: dict, whole: d
     where = folder / ("tokenizer_config.json" if settings.get("tokenizer_class") else "config.json")
     if settings.get("auto_map"):
         raise ValueError(f"{where}: auto_map asks for code that comes with the model, which tinyft does not run")
+    if settings.get("split_special_tokens"):
+        raise ValueError(f"{where}: split_special_tokens is true, so that special tokens in a text would be letters; "
+                         "set it to false")
     kind = str(declared).removesuffix("Fast")
     if declared is None or kind == "GPT2Tokenizer":
         return False
@@ -139,7 +153,8 @@ def _vocabulary(folder: Path, whole: dict | None) -> tuple[dict[str, int], list[
             kind, vocab, listed = whole["model"]["type"], whole["model"]["vocab"], whole["model"]["merges"]
             merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in listed]
         except (KeyError, TypeError, AttributeError):
-            kind = whole.get("model", {}).get("type", "missing") if isinstance(whole, dict) else "missing"
+            model = whole.get("model") if isinstance(whole, dict) else None
+            kind = model.get("type", "missing") if isinstance(model, dict) else "missing"
             raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE' with vocab and merges") from None
         if kind != "BPE":
             raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE'")
@@ -175,18 +190,17 @@ def _check_vocabulary(where: str, vocab: dict[str, int], merges: list[tuple[str,
         raise ValueError(f"{where}: single bytes have no numbers; tinyft reads byte-level BPE only")
 
 
-def _check_model(where: str, model: dict, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+def _check_model(where: str, model: dict, vocab: dict[str, int], merges: Merges) -> None:
     """ValueError if the BPE of a tokenizer.json has settings under which it gives other ids."""
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise ValueError(f"{where}: {name} of the model is {model[name]!r}, only null is supported")
     if model.get("ignore_merges"):
-        made = {"".join(merge) for merge in merges}
-        unmade = next((token for token in vocab if len(token) > 1 and token not in made
-                       and BYTE_OF.keys() >= set(token)), None)
+        unmade = next((token for token in vocab
+                       if BYTE_OF.keys() >= set(token) and to_bytes(token) not in merges.ranks), None)
         if unmade is not None:
-            raise ValueError(f"{where}: ignore_merges of the model is true and '{unmade}' has no merge; only false is "
-                             "supported there")
+            raise ValueError(f"{where}: ignore_merges of the model is true and merges don't lead to '{unmade}'; only "
+                             "false is supported there")
 
 
 def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool):
@@ -199,32 +213,40 @@ def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: boo
         backend.append((_token(folder / "tokenizer.json", entry), entry.get("id")))
     names = dict(settings)
     if "added_tokens_decoder" in settings:
-        for id, entry in settings["added_tokens_decoder"].items():
-            stated[int(id)] = _token(folder / "tokenizer_config.json", entry)
+        for id, entry in _numbered(folder, settings["added_tokens_decoder"]):
+            stated[id] = _token(folder / "tokenizer_config.json", entry)
     else:
         names |= _optional(folder / "special_tokens_map.json")
-        listed = {_content(value) for value in _special_values(names)}
+        listed = {_content(value) for value in _special_values(folder, names)}
         for content, id in _optional(folder / "added_tokens.json").items():
             special = content in listed
             stated[id] = AddedToken(content, special=special, normalized=not special)
         stated |= {id: token for token, id in backend}
     if not by_file:
         names = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT) | names
-    by_content = {token.content: token for token in stated.values()}
     tokens = list(backend) if by_file else []
     tokens += [(stated[id], id) for id in sorted(stated)]
     known = {token.content for token, _ in tokens}
-    for value in _special_values(names):
-        content = _content(value)
-        if content and content not in known:
-            known.add(content)
-            tokens.append((_token("tokenizer_config.json", value) if isinstance(value, dict)
-                           else by_content.get(content, AddedToken(content)), None))
+    for value in _special_values(folder, names):  # a text may be named twice, with other flags: then the last counts
+        token = _token("tokenizer_config.json", value) if isinstance(value, dict) else AddedToken(_content(value))
+        if token.content not in known and (token, None) not in tokens:
+            tokens.append((token, None))
     return tokens, {name: _content(names[name]) for name in TOKEN_NAMES if names.get(name)}
 
 
-def _special_values(names: dict) -> list:
+def _numbered(folder: Path, decoder) -> list[tuple[int, dict]]:
+    if not isinstance(decoder, dict) or not all(id.isdecimal() for id in decoder):
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is to be an object of tokens by "
+                         "their ids")
+    return [(int(id), entry) for id, entry in decoder.items()]
+
+
+def _special_values(folder: Path, names: dict) -> list:
     """What stands under the names of special tokens, named ones first: texts or objects."""
+    for name in TOKEN_NAMES:
+        if not isinstance(names.get(name) or "", (str, dict)):
+            raise ValueError(f"{folder}: {name} of tokenizer_config.json or special_tokens_map.json is "
+                             f"{names[name]!r}, expected a text")
     values = [names[name] for name in TOKEN_NAMES if names.get(name)]
     extra = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
     values += list(extra.values()) if isinstance(extra, dict) else list(extra)

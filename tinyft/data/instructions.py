@@ -7,72 +7,88 @@ token is the end-of-text token, and that one has to be learned once in every row
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..ops import IGNORE
-from ..tokenizer import Tokenizer
+from ..tokenizer import END_OF_TEXT, Tokenizer
 from .entries import Entry
-from .prompts import PROMPT_STYLES
+from .prompts import Style, encode_conversation, end_of_reply, find_style
+
+END_MARKER_CHOICES = ("strip", "keep", "refuse")
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of prompt and reply, without the end-of-text; the reply starts at `prompt_length`."""
+    """Token ids of a conversation, (n,), with the ends of its replies; and which of them are learned, (n,)."""
 
     ids: np.ndarray
-    prompt_length: int
+    learned: np.ndarray
 
 
-def encode(entry: Entry, prompt_style: str, tokenizer: Tokenizer) -> Example:
-    """Prompt and reply are encoded apart and joined, so that training sees the very ids that inference sees.
-
-    "<|endoftext|>" in an entry is text like any other.
-    """
-    prompt = tokenizer.encode_ordinary(PROMPT_STYLES[prompt_style](entry))
-    reply = tokenizer.encode_ordinary(entry.output)
-    return Example(np.array(prompt + reply, np.int64), len(prompt))
+def encode(entry: Entry, style: Style, tokenizer: Tokenizer) -> Example:
+    """The ids of a conversation; of each reply the tokens and the end are learned, of the rest none."""
+    ids, learned = encode_conversation(entry.turns, style, tokenizer)
+    return Example(np.array(ids, np.int64), np.array(learned, bool))
 
 
-def collate(examples: Sequence[Example], end_of_text: int, *, max_length: int | None = None,
+def collate(examples: Sequence[Example], padding: int, *, max_length: int | None = None,
             mask_prompt: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Examples -> inputs (B, T), targets (B, T): what to predict at each position, -100 for nothing.
 
-    As in chapter 7: one end-of-text is appended and learned, rows are padded to the longest with more of
-    them, which are not; targets are the ids one to the left; both are cut at max_length. mask_prompt: the
-    prompt is not learned either.
+    As in chapter 7 of "Build a Large Language Model (From Scratch)": the end behind a reply is learned, rows are filled
+    up to the longest with `padding`, which is not; targets are the ids one to the left; both are cut at max_length.
+    mask_prompt: what is no reply is not learned either.
     """
-    longest = max(len(example.ids) for example in examples)
+    longest = max(len(example.ids) for example in examples) - 1
     length = longest if max_length is None else min(longest, max_length)
-    inputs = np.full((len(examples), longest), end_of_text, np.int64)
+    inputs = np.full((len(examples), longest + 1), padding, np.int64)
     targets = np.full((len(examples), longest), IGNORE, np.int64)
     for row, example in enumerate(examples):
         n = len(example.ids)
         inputs[row, :n] = example.ids
-        targets[row, : n - 1] = example.ids[1:]
-        targets[row, n - 1] = end_of_text
-        if mask_prompt:
-            targets[row, : example.prompt_length - 1] = IGNORE
+        targets[row, : n - 1] = np.where(example.learned[1:] | (not mask_prompt), example.ids[1:], IGNORE)
     return inputs[:, :length], targets[:, :length]
 
 
 class InstructionSet:
     """Encoded entries, and how to make batches of them.
 
-    Entries that leave nothing of a reply to learn are left out: an empty reply, or a prompt longer than
-    max_length. `dropped` lists their indices, and `cut` counts the replies that lose their end, for a report.
+    Entries that leave nothing of a reply to learn are left out: an empty reply, or a prompt longer than max_length.
+    prompt_style: a name, a style, or None for the tokenizer's own. end_marker: what to do with an end of text that is
+    written out at the end of a reply, "<|endoftext|>" or the tokenizer's own: "strip" it, "keep" it as the token that
+    it is, or "refuse" it.
+
+    For a report: `dropped` lists the indices of entries left out, `cut` counts those that lose their end at max_length,
+    and `end_markers` those with a written end.
     """
 
-    def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str = "alpaca",
-                 mask_prompt: bool = False, max_length: int):
-        self.end_of_text, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
-        self.examples, self.dropped, self.cut = [], [], 0
+    def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str | Style | None = "alpaca",
+                 mask_prompt: bool = False, max_length: int, end_marker: str = "strip"):
+        if end_marker not in END_MARKER_CHOICES:
+            raise ValueError(f"end_marker is {end_marker!r}, expected one of {', '.join(END_MARKER_CHOICES)}")
+        self.style = find_style(tokenizer, prompt_style) if prompt_style is None or isinstance(prompt_style, str) \
+            else prompt_style
+        self.padding, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
+        markers = end_markers(self.style, tokenizer)
+        self.examples, self.dropped, self.cut, self.end_markers = [], [], 0, 0
         for i, entry in enumerate(entries):
-            example = encode(entry, prompt_style, tokenizer)
-            if entry.output.strip() and example.prompt_length <= max_length:
+            without = strip_end_markers(entry, markers)
+            if without is not entry:
+                self.end_markers += 1
+                if end_marker == "refuse":
+                    raise ValueError(f"entry {i + 1}: a reply ends with an end of text that is written out "
+                                     f"({entry.output[-40:]!r}); remove it, or choose --end-marker strip")
+                entry = without if end_marker == "strip" else entry
+            try:
+                example = encode(entry, self.style, tokenizer)
+            except ValueError as error:
+                raise ValueError(f"entry {i + 1}: {error}") from None
+            has_reply = any(turn.role == "assistant" and turn.content.strip() for turn in entry.turns)
+            if has_reply and example.learned[1 : max_length + 1].any():
                 self.examples.append(example)
-                self.cut += len(example.ids) > max_length
+                self.cut += len(example.ids) - 1 > max_length
             else:
                 self.dropped.append(i)
 
@@ -81,9 +97,9 @@ class InstructionSet:
 
     def fingerprint(self) -> str:
         """A short hash of all that is learned, to tell whether two sets are the same."""
-        digest = hashlib.sha256(f"{self.mask_prompt} {self.max_length} {self.end_of_text}".encode())
+        digest = hashlib.sha256(f"{self.mask_prompt} {self.max_length} {self.padding}".encode())
         for example in self.examples:
-            digest.update(example.ids.tobytes() + bytes(example.prompt_length))
+            digest.update(f"{len(example.ids)}".encode() + example.ids.tobytes() + example.learned.tobytes())
         return digest.hexdigest()[:16]
 
     def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
@@ -106,8 +122,27 @@ class InstructionSet:
 
     def collate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (B, T) of one batch."""
-        return collate([self.examples[i] for i in indices], self.end_of_text,
+        return collate([self.examples[i] for i in indices], self.padding,
                        max_length=self.max_length, mask_prompt=self.mask_prompt)
+
+
+def end_markers(style: Style, tokenizer: Tokenizer) -> set[str]:
+    """Texts that stand for the end of a reply where data have it written out."""
+    return {END_OF_TEXT, tokenizer.decode([tokenizer.eot_token]), end_of_reply(style, tokenizer)[0]}
+
+
+def strip_end_markers(entry: Entry, markers: set[str]) -> Entry:
+    """The entry without an end of text that is written out at the end of a reply; the same entry where none is."""
+    turns = tuple(replace(turn, content=_strip(turn.content, markers)) if turn.role == "assistant" else turn
+                  for turn in entry.turns)
+    return entry if turns == entry.turns else replace(entry, turns=turns)
+
+
+def _strip(text: str, markers: set[str]) -> str:
+    stripped = text
+    while (marker := next((marker for marker in markers if stripped.rstrip().endswith(marker)), None)) is not None:
+        stripped = stripped.rstrip().removesuffix(marker)
+    return stripped
 
 
 def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,

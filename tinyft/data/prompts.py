@@ -1,8 +1,20 @@
-"""The text around an instruction: what a model is asked with."""
+"""How a conversation is written down for a model: prompt styles, and the chat templates that tell other tools the same.
 
-from collections.abc import Callable
+A style gives the text around each turn. A trained folder says its style in chat_template.jinja, in the language that
+transformers (`apply_chat_template`) and llama.cpp read; a message may have an `input` beside its `content` there.
+`chat_template.py` is for templates of others.
+"""
 
-from .entries import Entry
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..files import read_text
+from ..tokenizer import Tokenizer
+from .chat_template import JinjaStyle
+from .entries import Turn
 
 PREAMBLE = (
     "Below is an instruction that describes a task. "
@@ -14,28 +26,164 @@ PREAMBLE_WITH_INPUT = (
 )
 
 
-def _alpaca(entry: Entry, preamble: str) -> str:
-    question = f"\n\n### Instruction:\n{entry.instruction}"
-    if entry.input:
-        question += f"\n\n### Input:\n{entry.input}"
-    return f"{preamble}{question}\n\n### Response:\n"
+class Style(Protocol):
+    """What all prompt styles can do.
+
+    end: the text of the token that ends a reply, if the style has one of its own.
+    """
+
+    end: str | None
+
+    def pieces(self, turns: Sequence[Turn], *, reply_follows: bool = False) -> list[tuple[str, bool]]:
+        """The conversation as (text, whether it is a reply), without what ends the replies."""
+
+    def template(self, tokenizer: Tokenizer) -> str:
+        """The same as a chat template."""
 
 
-def alpaca_prompt(entry: Entry) -> str:
-    """Alpaca's form with one preamble, as in chapter 7 of "Build a Large Language Model (From Scratch)"."""
-    return _alpaca(entry, PREAMBLE)
+@dataclass(frozen=True)
+class PromptStyle:
+    """Texts that stand around turns.
+
+    system, reply: before and behind the text of such a turn; behind a reply its end comes first. user: before, between
+    content and input, and behind. opening: in front of all where no system turn is; opening_with_input: the same where
+    the first turn has an input. end: the token that ends a reply, where the tokenizer has it, else its own end of text.
+    """
+
+    system: tuple[str, str]
+    user: tuple[str, str, str]
+    reply: tuple[str, str]
+    opening: str = ""
+    opening_with_input: str | None = None
+    end: str | None = None
+
+    def pieces(self, turns: Sequence[Turn], *, reply_follows: bool = False) -> list[tuple[str, bool]]:
+        """The conversation as (text, whether it is a reply), without what ends the replies."""
+        pieces, text = [], ""
+        if not turns or turns[0].role != "system":
+            with_input = turns and turns[0].input and self.opening_with_input is not None
+            text = self.opening_with_input if with_input else self.opening
+        for turn in turns:
+            if turn.role == "assistant":
+                pieces += [(text + self.reply[0], False), (turn.content, True)]
+                text = self.reply[1]
+            elif turn.role == "system":
+                text += self.system[0] + turn.content + self.system[1]
+            else:
+                text += self.user[0] + turn.content + (self.user[1] + turn.input if turn.input else "") + self.user[2]
+        text += self.reply[0] if reply_follows else ""
+        return [*pieces, (text, False)] if text else pieces
+
+    def template(self, tokenizer: Tokenizer) -> str:
+        """The same as a chat template, with the ids that a tokenizer puts in front and behind."""
+        front = tokenizer.decode(tokenizer.bos_tokens)
+        opening = "{{ " + _quoted(self.opening) + " }}" if self.opening else ""
+        if self.opening_with_input is not None:
+            opening = ("{% if messages[0]['input'] %}{{ " + _quoted(self.opening_with_input) + " }}{% else %}" + opening
+                       + "{% endif %}")
+        if opening:
+            opening = "{% if messages[0]['role'] != 'system' %}" + opening + "{% endif %}"
+        end, id = end_of_reply(self, tokenizer)
+        behind = (end if tokenizer.token_id(end) == id else "") + self.reply[1]
+        return "".join([
+            "{{ " + _quoted(front) + " }}" if front else "", opening,
+            "{% for message in messages %}{% if message['role'] == 'system' %}",
+            _around("message['content']", *self.system),
+            "{% elif message['role'] == 'user' %}", _around("message['content']", self.user[0], ""),
+            "{% if message['input'] %}", _around("message['input']", self.user[1], ""), "{% endif %}",
+            "{{ " + _quoted(self.user[2]) + " }}" if self.user[2] else "",
+            "{% elif message['role'] == 'assistant' %}", _around("message['content']", self.reply[0], behind),
+            "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + _quoted(self.reply[0]) + " }}{% endif %}",
+        ])
 
 
-def stanford_prompt(entry: Entry) -> str:
-    """Stanford's own: another preamble where there is an input."""
-    return _alpaca(entry, PREAMBLE_WITH_INPUT if entry.input else PREAMBLE)
+def _quoted(text: str) -> str:
+    """A literal of Jinja, which has the escapes of JSON."""
+    return json.dumps(text)
 
 
-def phi3_prompt(entry: Entry) -> str:
-    """Phi-3's form: two short marks instead of a preamble."""
-    return f"<|user|>\n{entry.instruction}" + (f"\n{entry.input}" if entry.input else "") + "\n<|assistant|>\n"
+def _around(name: str, before: str, behind: str) -> str:
+    parts = [_quoted(before)] if before else []
+    return "{{ " + " + ".join([*parts, name, *([_quoted(behind)] if behind else [])]) + " }}"
 
 
-PROMPT_STYLES: dict[str, Callable[[Entry], str]] = {
-    "alpaca": alpaca_prompt, "stanford": stanford_prompt, "phi3": phi3_prompt,
+# alpaca: one preamble, as in chapter 7 of "Build a Large Language Model (From Scratch)"; stanford: Stanford's own, with
+# another preamble where there is an input. phi3: Phi-3's marks in that book's exercise; phi3-chat: Microsoft's own.
+_ALPACA = dict(system=("", ""), user=("\n\n### Instruction:\n", "\n\n### Input:\n", ""),
+               reply=("\n\n### Response:\n", ""), opening=PREAMBLE)
+PROMPT_STYLES: dict[str, PromptStyle] = {
+    "alpaca": PromptStyle(**_ALPACA),
+    "stanford": PromptStyle(**_ALPACA, opening_with_input=PREAMBLE_WITH_INPUT),
+    "phi3": PromptStyle(("<|system|>\n", "\n"), ("<|user|>\n", "\n", "\n"), ("<|assistant|>\n", "")),
+    "phi3-chat": PromptStyle(("<|system|>\n", "<|end|>\n"), ("<|user|>\n", "\n", "<|end|>\n"),
+                             ("<|assistant|>\n", "\n"), end="<|end|>"),
+    "chatml": PromptStyle(("<|im_start|>system\n", "<|im_end|>\n"), ("<|im_start|>user\n", "\n", "<|im_end|>\n"),
+                          ("<|im_start|>assistant\n", "\n"), end="<|im_end|>"),
 }
+
+
+def find_style(tokenizer: Tokenizer, name: str | None = None) -> Style:
+    """A style by its name or by a file with a chat template; without either, what the model's folder says, or Alpaca's.
+
+    ValueError if there is no such style, or its template needs jinja2 and that is not installed.
+    """
+    if name in PROMPT_STYLES:
+        return PROMPT_STYLES[name]
+    if name is not None:
+        if not Path(name).is_file():
+            raise ValueError(f"--prompt-style {name}: expected one of {', '.join(PROMPT_STYLES)}, or a file with a "
+                             "chat template")
+        return JinjaStyle(read_text(Path(name)), tokenizer, name)
+    if tokenizer.chat_template is None:
+        return PROMPT_STYLES["alpaca"]
+    for style in PROMPT_STYLES.values():
+        if style.template(tokenizer) == tokenizer.chat_template:
+            return style
+    return JinjaStyle(tokenizer.chat_template, tokenizer, "the model's chat template")
+
+
+def use_style(style: Style, tokenizer: Tokenizer) -> None:
+    """Let a tokenizer, and the folder it is saved into, say that its model is asked in this style."""
+    tokenizer.chat_template = style.template(tokenizer)
+    _, end = end_of_reply(style, tokenizer)
+    if end not in tokenizer.stop_tokens:
+        tokenizer.stop_tokens += (end,)
+
+
+def end_of_reply(style: Style, tokenizer: Tokenizer) -> tuple[str, int]:
+    """Text and id of the token that ends a reply: the style's, where the model has it, else the tokenizer's."""
+    id = tokenizer.token_id(style.end) if style.end else None
+    if id is None or (tokenizer.n_rows is not None and id >= tokenizer.n_rows):
+        id = tokenizer.eot_token
+    return tokenizer.decode([id]), id
+
+
+def encode_prompt(turns: Sequence[Turn], style: Style, tokenizer: Tokenizer) -> list[int]:
+    """The ids that ask for a reply to a conversation: those of apply_chat_template(..., add_generation_prompt=True)."""
+    ids, _ = encode_conversation(turns, style, tokenizer, reply_follows=True)
+    return ids
+
+
+def encode_conversation(turns: Sequence[Turn], style: Style, tokenizer: Tokenizer, *,
+                        reply_follows: bool = False) -> tuple[list[int], list[bool]]:
+    """Ids of a conversation, and which of them are to be learned: those of replies, each with its end.
+
+    A prompt and the reply to it are encoded apart and joined, so that training sees the very ids that inference sees.
+    """
+    end, end_id = end_of_reply(style, tokenizer)
+    as_text = tokenizer.token_id(end) == end_id  # found in text, together with the white space that it may take along
+    ids, learned = [], []
+    pieces = style.pieces(turns, reply_follows=reply_follows)
+    if pieces and isinstance(style, PromptStyle):  # found in the text like any added token, as a template has it done
+        pieces[0] = (tokenizer.decode(tokenizer.bos_tokens) + pieces[0][0], False)
+    for text, is_reply in pieces:
+        if is_reply:
+            joined = bool(ids) and ids[-1] not in tokenizer.added.values()
+            new = tokenizer.encode(text + end * as_text, add_special_tokens=False, continues=joined)
+            new += [] if as_text else [end_id]
+        else:
+            after_end = bool(learned) and learned[-1] and as_text
+            new = tokenizer.encode(tokenizer.behind(end, text) if after_end else text, add_special_tokens=False)
+        ids += new
+        learned += [is_reply] * len(new)
+    return ids, learned
