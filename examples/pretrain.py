@@ -93,7 +93,7 @@ def main() -> None:
     if len(ids) < 4 * held_out:
         raise ValueError(f"{options.corpus} has {len(ids)} tokens, expected at least {4 * held_out} for a context "
                          f"of {context}; use more text or a smaller --context")
-    prompt = tokenizer.encode_ordinary(options.prompt)
+    prompt = tokenizer.encode(options.prompt)
     if context < 2:
         raise ValueError("--context 1: a model must see at least 2 tokens")
     if not 0 < len(prompt) < context:

@@ -39,6 +39,6 @@ def encode_documents(text: str, tokenizer: Tokenizer) -> np.ndarray:
     ids: list[int] = []
     for document in text.replace("\r\n", "\n").split("\n\n"):
         if document.strip():
-            ids += tokenizer.encode_ordinary(document.strip())
+            ids += tokenizer.encode(document.strip(), add_special_tokens=False)
             ids.append(tokenizer.eot_token)
     return np.array(ids, np.uint16 if tokenizer.n_vocab <= 2**16 else np.int32)
