@@ -228,6 +228,18 @@ def test_generate_streams_the_reply(options, model_folder, tmp_path):
     assert result.stdout == "".join(stream_text(tokens, tokenizer)) + "\n"
 
 
+def test_generate_asks_in_the_style_that_the_folder_says(data, model_folder, tmp_path):
+    result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
+                     "--prompt-style", "phi3", *SHORT, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--prompt-style" not in result.stdout, "nobody has to be told"
+    asked = [example("generate.py", "--model", "mine/model", "Say word.", "--max-new-tokens", "8", "--stats", *options,
+                     cwd=tmp_path) for options in ([], ["--prompt-style", "phi3"], ["--prompt-style", "alpaca"])]
+    assert [result.returncode for result in asked] == [0, 0, 0]
+    as_said, phi3, alpaca = (int(result.stderr.split(" tokens read")[0]) for result in asked)
+    assert as_said == phi3 < alpaca and asked[0].stdout == asked[1].stdout
+
+
 def test_generate_raw_from_standard_input(model_folder, tmp_path):
     result = example("generate.py", "--model", model_folder, "--raw", "-", "--max-new-tokens", "6", "--stats",
                      cwd=tmp_path, stdin="Say größe")

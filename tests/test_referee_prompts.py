@@ -8,10 +8,11 @@ import logging
 
 import numpy as np
 import pytest
+from small import make_model
 from test_prompts import CHAT_TOKENS, make_tokenizer
 from test_referee_tokenizer import Folder, random_text
 
-from tinyft import load_tokenizer, save_tokenizer
+from tinyft import generate, load_model_and_tokenizer, load_tokenizer, save_model, save_tokenizer
 from tinyft.data.entries import Entry, Turn
 from tinyft.data.instructions import InstructionSet
 from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, use_style
@@ -119,3 +120,29 @@ def test_masks_are_those_of_trl(style, added, tmp_path):
     for row, example in zip(trainer.train_dataset, instructions.examples, strict=True):
         assert list(row["input_ids"]) == example.ids.tolist()
         assert [label != IGNORE for label in row["labels"]] == example.learned.tolist()
+
+
+def test_generation_stops_where_transformers_stops(tmp_path):
+    """At any of several ends, learned or listed in generation_config.json."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install '.[referees]')")
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", CHAT_TOKENS)
+    model = make_model(vocab_size=tokenizer.n_vocab, n_positions=64)
+    save_model(model, tokenizer, tmp_path / "model")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    prompt = tokenizer.encode("The cat sat on the")
+    freely = other.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=-1,
+                            pad_token_id=0)[0, len(prompt):].tolist()
+    first_seen = sorted(set(freely), key=freely.index)
+    for ends in ([first_seen[-1]], [first_seen[-1], first_seen[2]], [first_seen[1]], [tokenizer.eot_token]):
+        settings = {"bos_token_id": 0, "eos_token_id": ends, "pad_token_id": 0}
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+        ours, again = load_model_and_tokenizer(tmp_path / "model")
+        assert set(ends) <= set(again.stop_tokens)
+        other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+        theirs = other.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt):].tolist()
+        got = list(generate(ours, prompt, max_new_tokens=20, stop=again.stop_tokens))
+        assert got == [token for token in theirs if token not in ends]
+        assert len(got) < 20 or not set(ends) & set(freely)
+        save_model(ours, again, tmp_path / "saved")
+        saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"]
+        assert set(ends) <= set(saved if isinstance(saved, list) else [saved])
