@@ -7,7 +7,6 @@ reads all that from the folder.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +19,9 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 # Unicode's White_Space; Python's own \s has four control characters more.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# Letters that look like symbols to Python: enclosed ones, which the `regex` of Rust counts as parts of words.
-ENCLOSED_LETTERS = "\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189"
+# What words are made of, asked of the same engine as the tokenizers library asks: Python may know another Unicode.
+WORD_CHARACTERS = tiktoken.Encoding("word characters", pat_str=r"\w", special_tokens={},
+                                    mergeable_ranks={bytes([byte]): byte for byte in range(256)})
 ABSENT = -1  # stands for a byte that the vocabulary has no token for
 
 
@@ -56,7 +56,7 @@ class _Finder:
         pieces, done = [], 0
         for match in self.pattern.finditer(text):
             (token, id), start, end = self.tokens[match[0]], match.start(), match.end()
-            if token.single_word and (_ends_with_word(text[:start]) or _ends_with_word(text[end : end + 1])):
+            if token.single_word and (_is_word(text[max(0, start - 1) : start]) or _is_word(text[end : end + 1])):
                 continue
             if token.lstrip:
                 start = max(done, len(re.sub(f"[{SPACE}]+\\Z", "", text[:start])))
@@ -70,11 +70,8 @@ class _Finder:
         return [*pieces, text[done:]] if done < len(text) else pieces
 
 
-def _ends_with_word(text: str) -> bool:
-    """Whether the last character is one that words are made of, as Unicode defines them (UTS 18, annex C)."""
-    last = text[-1:]
-    return bool(last) and (unicodedata.category(last)[0] in "LM" or unicodedata.category(last) in ("Nd", "Nl", "Pc")
-                           or last in "\u200c\u200d" or re.match(f"[{ENCLOSED_LETTERS}]", last) is not None)
+def _is_word(character: str) -> bool:
+    return bool(WORD_CHARACTERS.encode_ordinary(character))  # what the pattern doesn't match is dropped
 
 
 @dataclass(frozen=True)
