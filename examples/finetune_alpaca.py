@@ -19,13 +19,15 @@ from tinyft import (
     fit,
     forget_state,
     load_model_and_tokenizer,
-    read_entries,
+    read_data,
     split,
     warm_up,
 )
 from tinyft.checkpoint import check_training_state, model_fingerprint
-from tinyft.data.instructions import END_MARKER_CHOICES, show_mask
+from tinyft.data.instructions import END_MARKER_CHOICES, end_markers, show_mask, strip_end_markers
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style, use_style
+from tinyft.data.report import report_on
+from tinyft.data.schemas import parse_columns
 from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
 from tinyft.inference.replies import reply
@@ -50,6 +52,8 @@ EXAMPLES = """\
   python examples/finetune_alpaca.py --data my-instructions.json --output-dir runs/mine
   python examples/finetune_alpaca.py --model gpt2 --data my-instructions.json --epochs 2 --batch-size 8
   python examples/finetune_alpaca.py --data my-instructions.json --show-mask
+  python examples/finetune_alpaca.py --data questions.csv --columns instruction=ask,output=reply
+  python examples/finetune_alpaca.py --model gpt2 --data databricks/databricks-dolly-15k --prompt-style chatml
 """
 
 
@@ -59,9 +63,14 @@ def parse_arguments():
     add = parser.add_argument
     add("--model", default=str(BASE_MODEL), metavar="NAME",
         help=f"a model folder, or {', '.join(SIZES)} from the Hugging Face hub (default: weights/tiny-world)")
-    add("--data", type=Path, metavar="FILE", help="Alpaca JSON or JSONL (default: examples/data/train.json)")
-    add("--test-data", type=Path, metavar="FILE", action="append",
+    add("--data", metavar="FILE", action="append",
+        help="JSON, JSON lines, CSV or Parquet, or the name of a data set on the Hugging Face hub; may be given more "
+             "than once (default: examples/data/train.json)")
+    add("--test-data", metavar="FILE", action="append",
         help="test on these entries, instead of a part of --data; may be given more than once")
+    add("--columns", metavar="NAME=KEY,...",
+        help="which keys of the data stand for instruction, input, output, system, family or messages, where the usual "
+             "ones don't: instruction=ask,output=reply")
     add("--prompt-style", metavar="STYLE",
         help=f"the text around an instruction: {', '.join(PROMPT_STYLES)}, or a file with a chat template "
              "(default: what the model's folder says, or else alpaca)")
@@ -124,29 +133,30 @@ def choose_output(options, model_folder: Path) -> Path:
     if options.output_dir is None:
         if options.resume:
             raise ValueError("--resume needs --output-dir, the folder of the run to go on with")
-        stem = options.data.stem if options.data else "tiny-world"
+        stem = Path(options.data[0].split(":")[0]).name.split(".")[0] if options.data else "tiny-world"
         candidates = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
         return make_writable_folder(next(path for path in candidates if not path.exists()))
     return cli.claim_output(options.output_dir, options.resume, options.overwrite, model_folder)
 
 
-def read_data(options, rng):
-    """Training, validation and test entries; the latter as {title: entries}."""
-    path = options.data or DATA / "train.json"
+def read_all(options, rng):
+    """An account of --data; training, validation and test entries, the latter as {title: entries}."""
+    columns = parse_columns(options.columns) if options.columns else {}
     test_paths = options.test_data
     if options.data is None and not test_paths:
         test_paths = [DATA / "test_items.json", DATA / "test_phrasings.json"]
-    entries = read_entries(path)[: options.max_entries]
+    reading = read_data(options.data or DATA / "train.json", columns)
+    entries = reading.entries[: options.max_entries]
     test_share = 0.0 if test_paths else options.test_share
     training, validation, test = split(entries, train=options.train_share, test=test_share,
                                        rng=None if options.in_file_order else rng)
     if not test_paths:
-        return training, validation, {"test entries": test}
+        return reading.account, training, validation, {"test entries": test}
     tests = {}
     for path in test_paths:
-        name = path.stem.replace("_", " ")
-        tests[name if name not in tests else str(path)] = read_entries(path)[: options.max_entries]
-    return training, validation, tests
+        name = Path(path).stem.replace("_", " ")
+        tests[name if name not in tests else str(path)] = read_data(path, columns).entries[: options.max_entries]
+    return reading.account, training, validation, tests
 
 
 def asked_of(entry):
@@ -185,7 +195,7 @@ def main() -> None:
     threads = cli.use_threads(options.threads)
     cli.use_dtype(options.dtype)
     rng = np.random.default_rng(options.seed)
-    training, validation, tests = read_data(options, rng)
+    account, training, validation, tests = read_all(options, rng)
     folder = find_model(options.model)
     model, tokenizer = load_model_and_tokenizer(folder)
     context = model.config.n_positions
@@ -201,9 +211,10 @@ def main() -> None:
                end_marker=options.end_marker)
     training_set, validation_set = (InstructionSet(entries, tokenizer, **how) for entries in (training, validation))
     if not len(training_set):
-        raise ValueError(f"{options.data or DATA}: no entry to train on; of {len(training)} in the training share, "
-                         f"{len(training_set.dropped)} have an empty reply or a prompt of more than "
-                         f"{how['max_length']} tokens; give at least 2 entries")
+        why = ", ".join(f"{n} {reason}" for reason, n in training_set.reasons.items()) or "there is none"
+        raise ValueError(f"{', '.join(options.data or [str(DATA)])}: no entry to train on; of {len(training)} in the "
+                         f"training share: {why}; give at least 2 entries")
+    report = report_on(account, [*training, *validation], [training_set, validation_set])
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -221,16 +232,15 @@ def main() -> None:
                 "validation data": validation_set.fingerprint()}
     if options.resume:  # refused before any work is done
         check_training_state(output / STATE, identity | asdict(settings))
+    if options.end_marker == "strip":
+        markers = end_markers(style, tokenizer)
+        tests = {title: [strip_end_markers(entry, markers) for entry in entries] for title, entries in tests.items()}
     tests = {title: entries for title, entries in tests.items() if entries}
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
           + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
-    for name, data in (("training", training_set), ("validation", validation_set)):
-        if data.dropped:
-            print(f"          {len(data.dropped)} {name} entries left out: empty reply, or prompt longer than "
-                  f"{how['max_length']} tokens")
-        if data.cut:
-            print(f"          {data.cut} {name} entries cut at {how['max_length']} tokens")
+    for line in report.lines():
+        print(f"          {line}")
     length = f"{options.max_steps} steps at most" if options.max_steps else f"{options.epochs} epochs"
     print(f"training  {length}, batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
           f"{threads} threads\noutput    {output}", flush=True)

@@ -120,7 +120,7 @@ def test_finetune_with_an_entry_that_the_context_cannot_hold(model_folder, tmp_p
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
                      "--in-file-order", *SHORT, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "1 training entries left out" in result.stdout and "1 validation entries left out" in result.stdout
+    assert "left out: 2 with a prompt of more than 128 tokens" in result.stdout
     records = json.loads((tmp_path / "mine" / "replies.json").read_text(encoding="utf-8"))
     assert len(records) == 4 and records[0]["model_response"] == ""
 
@@ -136,6 +136,34 @@ def test_finetune_show_mask(model_folder, data, tmp_path):
         assert "\\n\n\x1b[0m" + green in result.stdout, shown
     assert result.stdout.count("\x1b[32m") == 3
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_finetune_on_data_as_people_have_them(model_folder, tmp_path):
+    """Two files, one of other columns and one of conversations; tests of their own; the report says what was read."""
+    lines = [json.dumps({"id": i, "messages": [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Say {i}"},
+        {"role": "assistant", "content": f"{i}<|endoftext|>"}]}) for i in range(9)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    rows = "".join(f"Say word {i}.,{'ab'[i % 2] * 3}\n" for i in range(30))
+    (tmp_path / "table.csv").write_text(f"question,answer\n{rows}")
+    result = example("finetune_alpaca.py", "--model", model_folder, "--data", "chat.jsonl", "--data", "table.csv",
+                     "--test-data", "chat.jsonl", "--prompt-style", "chatml", "--output-dir", "mine", *SHORT,
+                     cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for line in ("39 entries read: 30 question/answer, 9 messages", "keys ignored: 'id' in 9",
+                 "9 replies end with an end of text that is written out"):
+        assert line in result.stdout, result.stdout
+    records = json.loads((tmp_path / "mine" / "replies.json").read_text(encoding="utf-8"))
+    assert records[3]["messages"][-1] == {"role": "assistant", "content": "3"}
+
+
+def test_finetune_with_columns_of_ones_own(model_folder, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"ask": f"Say {i}", "reply": "yes"} for i in range(20)]))
+    arguments = ("finetune_alpaca.py", "--model", model_folder, "--data", "data.json", "--show-mask")
+    assert "no known keys; there are 'ask', 'reply'" in error_line(example(*arguments, cwd=tmp_path))
+    assert "NAME=KEY" in error_line(example(*arguments, "--columns", "ask", cwd=tmp_path))
+    result = example(*arguments, "--columns", "instruction=ask,output=reply", cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.count("\x1b[32myes<|endoftext|>\x1b[0m") == 3, result.stderr
 
 
 def test_finetune_into_a_folder_that_cannot_be(model_folder, data, tmp_path):
@@ -175,7 +203,8 @@ def test_finetune_with_bad_data(content, said, model_folder, tmp_path, monkeypat
 def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
     (tmp_path / "bad.json").write_text('[{"instruction": "x"}]')
     line = error_line(example("finetune_alpaca.py", "--model", model_folder, "--data", "bad.json", cwd=tmp_path))
-    assert line == "error: bad.json, entry 1: 'output' is missing"
+    assert line == ("error: bad.json, entry 1: 'output' is missing; its keys are 'instruction'; if one of them says "
+                    "the same, give --columns output=KEY")
 
 
 @pytest.mark.parametrize("options, said", [

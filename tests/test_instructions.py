@@ -1,8 +1,7 @@
-"""Instruction data: reading, prompts, tokens, masks, padding, splits."""
+"""Instruction data: prompts, tokens, masks, padding, splits."""
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -14,11 +13,9 @@ from tiny import CONTEXT, END_OF_TEXT, ROOT, TOKENIZER, make_entries, make_set
 from tinyft import Entry, Turn, collate, read_entries, split
 from tinyft.data.instructions import Example, encode, show_mask
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
-from tinyft.files import write_json
 
 CHAPTER_7_DATA = ROOT.parent / "shared" / "data" / "instruction-data.json"
 EOT = TOKENIZER.eot_token
-ENTRY = {"instruction": "Name it.", "input": "a cat", "output": "Tom"}
 
 
 # ---- collate
@@ -175,106 +172,6 @@ def test_nothing_but_a_written_end_is_an_empty_reply():
     assert make_set([Entry.single("a", "", "<|endoftext|>"), Entry.single("a", "", "x")]).dropped == [0]
 
 
-# ---- reading
-
-
-def write(folder, content, name="data.json"):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return path
-
-
-def test_read_json_and_jsonl_and_bom(tmp_path):
-    raw = [{**ENTRY, "family": "pets"}, {"instruction": "Größe?", "output": "ä\u2028b"},
-           {"instruction": "x", "input": None, "output": ""}]
-    wanted = [Entry.single("Name it.", "a cat", "Tom", "pets"), Entry.single("Größe?", "", "ä\u2028b"),
-              Entry.single("x", "", "")]
-    text = json.dumps(raw, ensure_ascii=False)
-    assert read_entries(write(tmp_path, text.encode())) == wanted
-    assert read_entries(write(tmp_path, b"\xef\xbb\xbf" + text.encode(), "bom.json")) == wanted
-    lines = "\n\n".join(json.dumps(item) for item in raw) + "\n"
-    assert read_entries(write(tmp_path, b"\xef\xbb\xbf" + lines.encode(), "data.jsonl")) == wanted
-    assert read_entries(str(write(tmp_path, lines.replace("\n", "\r\n").encode(), "windows.JSONL"))) == wanted
-
-
-@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
-def test_jsonl_lines_end_only_at_line_feeds(tmp_path, inside):
-    line = json.dumps({"instruction": "x", "output": f"a{inside}b"}, ensure_ascii=False)
-    assert read_entries(write(tmp_path, line.encode(), "data.jsonl")) == [Entry.single("x", "", f"a{inside}b")]
-
-
-def test_lone_surrogate_is_refused_or_can_be_written_again(tmp_path):
-    path = write(tmp_path, rb'[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": "a\ud83d"}]')
-    try:
-        entries = read_entries(path)
-    except ValueError as error:
-        assert str(path) in str(error) and "entry 2" in str(error)
-    else:
-        write_json(tmp_path / "replies.json", [entry.output for entry in entries])
-
-
-BAD_FILES = {
-    "not JSON": (b'[\n  {"instruction": }]', ["line 2, column 19", "not JSON"]),
-    "cut off": (b'[{"instruction": "x", "output": "y"}', ["line 1, column 37", "not JSON"]),
-    "nothing in it": (b"", ["line 1, column 1", "not JSON"]),
-    "an object": (ENTRY, ["an object", "expected a list of objects", ".jsonl"]),
-    "a string": ("x", ["a string", "expected a list of objects"]),
-    "entry is a string": ([ENTRY, "x"], ["entry 2", "a string", "expected an object", "'instruction'", "'output'"]),
-    "entry is a list": ([ENTRY, ENTRY, []], ["entry 3", "a list", "expected an object"]),
-    "no output": ([ENTRY, {"instruction": "x"}], ["entry 2", "'output' is missing"]),
-    "no instruction": ([{"output": "x"}], ["entry 1", "'instruction' is missing"]),
-    "instruction is a number": ([{**ENTRY, "instruction": 5}], ["entry 1", "'instruction' is", "expected text"]),
-    "instruction is a list": ([{**ENTRY, "instruction": ["x"]}], ["entry 1", "'instruction' is a list",
-                                                                  "expected text"]),
-    "output is null": ([ENTRY, {**ENTRY, "output": None}], ["entry 2", "'output' is", "expected text"]),
-    "input is an object": ([{**ENTRY, "input": {}}], ["entry 1", "'input' is an object", "expected text"]),
-    "empty instruction": ([{**ENTRY, "instruction": " "}], ["entry 1", "'instruction' is empty"]),
-    "not UTF-8": ('[{"instruction": "Gr\xf6\xdfe", "output": "y"}]'.encode("latin-1"),
-                  ["not UTF-8", "byte 20", "0xf6", "save it as UTF-8"]),
-    "UTF-16": (json.dumps([ENTRY]).encode("utf-16"), ["not UTF-8", "save it as UTF-8"]),
-    "empty list": ([], ["no entries"]),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_file(tmp_path, kind):
-    content, said = BAD_FILES[kind]
-    path = write(tmp_path, content)
-    with pytest.raises(ValueError) as caught:
-        read_entries(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [part for part in [str(path), *said] if part not in message] == [], message
-
-
-def test_bad_jsonl(tmp_path):
-    path = write(tmp_path, b'{"instruction": "x", "output": "y"}\n\n{"instruction"}\n', "data.jsonl")
-    with pytest.raises(ValueError, match=re.escape(f"{path}, line 3") + ".*not JSON"):
-        read_entries(path)
-    with pytest.raises(ValueError, match="empty.jsonl.*no entries"):
-        read_entries(write(tmp_path, b"\n", "empty.jsonl"))
-
-
-def test_jsonl_under_the_name_json_gets_the_remedy(tmp_path):
-    lines = b'{"instruction": "x", "output": "y"}\n{"instruction": "x", "output": "z"}\n'
-    with pytest.raises(ValueError, match=r"data\.json.*\.jsonl"):
-        read_entries(write(tmp_path, lines))
-
-
-@pytest.mark.parametrize("value", [None, 5])
-def test_kinds_are_not_named_in_python(tmp_path, value):
-    with pytest.raises(ValueError) as caught:
-        read_entries(write(tmp_path, [{**ENTRY, "output": value}]))
-    assert not re.search(r"\b(NoneType|int|float|bool)\b", str(caught.value)), str(caught.value)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json is missing; expected a JSON list"):
-        read_entries(tmp_path / "none.json")
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + " is a folder, expected a JSON or JSONL file"):
-        read_entries(tmp_path)
-
-
 # ---- InstructionSet
 
 
@@ -283,6 +180,7 @@ def test_entries_without_a_target_are_dropped_and_counted():
                                                   ("a", "", " \n"), ("b", "", "yes"))]
     data = make_set(entries, max_length=40, mask_prompt=True)
     assert data.dropped == [1, 2, 3]
+    assert data.reasons == {"without a reply": 2, "with a prompt of more than 40 tokens": 1}
     assert len(data) == 2
     assert [TOKENIZER.decode(parts(example)[1]) for example in data.examples] == [f"yes{END_OF_TEXT}"] * 2
 

@@ -22,8 +22,9 @@ from .checkpoint import (
     save_model,
     save_training_state,
 )
-from .data.entries import Entry, Turn, read_entries
+from .data.entries import Entry, Turn
 from .data.instructions import InstructionSet, collate, split
+from .data.reading import read_data, read_entries
 from .gpt2 import GPT2, GPT2Config, KVCache
 from .gradcheck import gradcheck
 from .inference.generate import generate
@@ -39,6 +40,6 @@ __all__ = [
     "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
     "ask", "cli", "collate", "cosine_with_warmup", "evaluate", "fit", "forget_state", "generate", "gradcheck",
     "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
-    "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
+    "read_data", "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
     "stream_text", "train", "warm_up",
 ]

@@ -6,6 +6,7 @@ token is the end-of-text token, and that one has to be learned once in every row
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,8 +61,8 @@ class InstructionSet:
     written out at the end of a reply, "<|endoftext|>" or the tokenizer's own: "strip" it, "keep" it as the token that
     it is, or "refuse" it.
 
-    For a report: `dropped` lists the indices of entries left out, `cut` counts those that lose their end at max_length,
-    and `end_markers` those with a written end.
+    For a report: `dropped` lists the indices of entries left out and `reasons` counts why, `cut` counts those that lose
+    their end at max_length, and `end_markers` those with a written end.
     """
 
     def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str | Style | None = "alpaca",
@@ -72,7 +73,7 @@ class InstructionSet:
             else prompt_style
         self.padding, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
         markers = end_markers(self.style, tokenizer)
-        self.examples, self.dropped, self.cut, self.end_markers = [], [], 0, 0
+        self.examples, self.dropped, self.reasons, self.cut, self.end_markers = [], [], Counter(), 0, 0
         for i, entry in enumerate(entries):
             without = strip_end_markers(entry, markers)
             if without is not entry:
@@ -85,12 +86,13 @@ class InstructionSet:
                 example = encode(entry, self.style, tokenizer)
             except ValueError as error:
                 raise ValueError(f"entry {i + 1}: {error}") from None
-            has_reply = any(turn.role == "assistant" and turn.content.strip() for turn in entry.turns)
-            if has_reply and example.learned[1 : max_length + 1].any():
+            reason = _why_not(entry, example, max_length)
+            if reason is None:
                 self.examples.append(example)
                 self.cut += len(example.ids) - 1 > max_length
             else:
                 self.dropped.append(i)
+                self.reasons[reason] += 1
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -124,6 +126,17 @@ class InstructionSet:
         """Inputs and targets (B, T) of one batch."""
         return collate([self.examples[i] for i in indices], self.padding,
                        max_length=self.max_length, mask_prompt=self.mask_prompt)
+
+
+def _why_not(entry: Entry, example: Example, max_length: int) -> str | None:
+    """Why an entry teaches nothing, or None if it does."""
+    if not any(turn.role == "assistant" and turn.content.strip() for turn in entry.turns):
+        return "without a reply"
+    if not any(turn.role != "assistant" and (turn.content + turn.input).strip() for turn in entry.turns):
+        return "without an instruction"
+    if not example.learned[1 : max_length + 1].any():
+        return f"with a prompt of more than {max_length} tokens"
+    return None
 
 
 def end_markers(style: Style, tokenizer: Tokenizer) -> set[str]:
