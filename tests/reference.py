@@ -192,14 +192,14 @@ def check_attention(rng, lengths, heads, size, dtype, threads=2):
     qkv = rng.standard_normal((row_starts[-1], 3 * heads * size)).astype(dtype)
     dout = rng.standard_normal((row_starts[-1], heads * size)).astype(dtype)
     error = attention_error(qkv, heads, row_starts)
-    out, lse = attention_forward(qkv, heads, row_starts, threads)
+    out, lse = attention_forward(qkv, heads, row_starts, 1 / math.sqrt(size), threads)
     assert out.dtype == dtype
     # With |v| the same sum has no cancellation.
     magnitude = attention(np.concatenate([wide(qkv)[:, : 2 * heads * size],
                                           np.abs(wide(qkv))[:, 2 * heads * size :]], axis=1), heads, row_starts)
     assert_within(out, attention(wide(qkv), heads, row_starts), error * magnitude)
 
-    dqkv = attention_backward(dout, qkv, heads, row_starts, lse, threads)
+    dqkv = attention_backward(dout, qkv, heads, row_starts, 1 / math.sqrt(size), lse, threads)
     assert dqkv.dtype == dtype
     magnitude = attention_gradient(wide(dout), wide(qkv), heads, row_starts, magnitude=True)
     # Weights are formed again (the same error once more), and two more sums follow: over `size`, over rows.
@@ -215,8 +215,8 @@ def check_decode(rng, length, heads, size, dtype):
     keys = np.full((heads, length + room, size), np.nan, dtype)
     values = np.full_like(keys, np.nan)
     keys[:, :length], values[:, :length] = k, v
-    got = attention_decode(np.ascontiguousarray(q[:, -1]), keys, values, length)
-    last, _ = attention_forward(qkv, heads, row_starts, 1)
+    got = attention_decode(np.ascontiguousarray(q[:, -1]), keys, values, length, 1 / math.sqrt(size))
+    last, _ = attention_forward(qkv, heads, row_starts, 1 / math.sqrt(size), 1)
     error = attention_error(qkv, heads, row_starts)
     # Two kernels, each off by at most `error`.
     assert_within(got.reshape(-1), wide(last[-1]), 2 * error * np.abs(wide(v)).max(axis=1).reshape(-1))

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import check_attention, check_decode
 
-from tinyft.kernels.attention import QUERY_BLOCK, attention_backward, attention_forward
+from tinyft.kernels.attention import QUERY_BLOCK, attention_backward, attention_decode, attention_forward
 from tinyft.kernels.matmul import TILE_ROWS
+
+SCALE = 0.4
 
 
 @pytest.mark.parametrize("heads_and_size", [(1, 1), (2, 3), (3, 16), (1, 67)])
@@ -43,8 +45,8 @@ def test_decoding_is_the_last_row(rng, dtype, length, heads_and_size):
 
 
 def forward_and_backward(qkv, dout, heads, row_starts, threads=2):
-    out, lse = attention_forward(qkv, heads, row_starts, threads)
-    return out, attention_backward(dout, qkv, heads, row_starts, lse, threads)
+    out, lse = attention_forward(qkv, heads, row_starts, SCALE, threads)
+    return out, attention_backward(dout, qkv, heads, row_starts, SCALE, lse, threads)
 
 
 def numbers(rng, tokens, columns, dtype):
@@ -56,9 +58,9 @@ def test_later_tokens_never_change_earlier_results(rng, dtype, changed):
     length, heads, size = QUERY_BLOCK + 31, 2, 7
     qkv = numbers(rng, length, 3 * heads * size, dtype)
     row_starts = np.array([0, length])
-    before, _ = attention_forward(qkv, heads, row_starts, 2)
+    before, _ = attention_forward(qkv, heads, row_starts, SCALE, 2)
     qkv[changed:] = 1000 * numbers(rng, length - changed, 3 * heads * size, dtype)
-    after, _ = attention_forward(qkv, heads, row_starts, 2)
+    after, _ = attention_forward(qkv, heads, row_starts, SCALE, 2)
     np.testing.assert_array_equal(after[:changed], before[:changed])
     assert (after[changed:] != before[changed:]).any(axis=1).all()
 
@@ -95,7 +97,7 @@ def test_threads_change_nothing(rng, dtype, one_and_two_threads):
 
 def test_first_token_sees_itself_only(rng, dtype):
     qkv = numbers(rng, 9, 3 * 2 * 4, dtype)
-    out, _ = attention_forward(qkv, 2, np.array([0, 4, 9]), 2)
+    out, _ = attention_forward(qkv, 2, np.array([0, 4, 9]), SCALE, 2)
     np.testing.assert_array_equal(out[[0, 4]], qkv[[0, 4], 16:])
 
 
@@ -113,3 +115,25 @@ def test_nan_stays_in_its_row_and_reaches_every_later_token(rng, dtype):
     others = np.r_[0:10, 20:30]
     assert np.isfinite(dqkv[others]).all()
     assert np.isnan(dqkv[10:20]).any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_scale_multiplies_the_scores(rng, dtype, scale):
+    """Scaling all queries does the same."""
+    length, heads, size = 9, 2, 4
+    row_starts = np.array([0, length])
+    qkv, dout = numbers(rng, length, 3 * heads * size, dtype), numbers(rng, length, heads * size, dtype)
+    scaled = qkv.copy()
+    scaled[:, : heads * size] *= scale
+    out, lse = attention_forward(qkv, heads, row_starts, scale, 2)
+    expected, expected_lse = attention_forward(scaled, heads, row_starts, 1.0, 2)
+    bound = 100 * np.finfo(dtype).eps
+    np.testing.assert_allclose(out, expected, rtol=bound, atol=bound)
+    dqkv = attention_backward(dout, qkv, heads, row_starts, scale, lse, 2)
+    expected = attention_backward(dout, scaled, heads, row_starts, 1.0, expected_lse, 2)
+    expected[:, : heads * size] *= scale
+    np.testing.assert_allclose(dqkv, expected, rtol=bound, atol=bound)
+    q, k, v = qkv.reshape(length, 3, heads, size).transpose(1, 2, 0, 3)
+    keys, values = np.ascontiguousarray(k), np.ascontiguousarray(v)
+    decoded = attention_decode(np.ascontiguousarray(q[:, -1]), keys, values, length, scale)
+    np.testing.assert_allclose(decoded.reshape(-1), out[-1], rtol=bound, atol=bound)

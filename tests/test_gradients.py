@@ -1,5 +1,7 @@
 """Every op's gradient against central differences, and gradcheck against gradients that are wrong."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -83,7 +85,8 @@ CASES = {
         *((ops.layer_norm, [normal(*rows, n), normal(n), normal(n)]) for *rows, n in ((5,), (3, 4), (2, 3, 7))),
         (lambda *inputs: ops.layer_norm(*inputs, eps=0.5), [normal(3, 4), normal(4), normal(4)]),
     ],
-    "gelu": [(ops.gelu, [2 * normal(*shape)]) for shape in ((), (3,), (2, 3, 4))],
+    "gelu": [(partial(ops.gelu, exact=exact), [2 * normal(*shape)])
+             for exact in (False, True) for shape in ((), (3,), (2, 3, 4))],
     "embedding": [
         (ops.embedding, [normal(4, 3), np.array([1, 1, 3, 1])]),
         (ops.embedding, [normal(4, 3), np.array([[0, 3], [3, 2]])]),

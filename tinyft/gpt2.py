@@ -239,7 +239,9 @@ class GPT2(Module):
         def attend(layer, qkv):
             query = cache.store(layer, qkv.data)[:, 0]
             keys, values = cache.keys[layer], cache.values[layer]
-            return Tensor(attention_decode(np.ascontiguousarray(query), keys, values, position + 1).reshape(1, -1))
+            scale = query.shape[-1] ** -0.5
+            mixed = attention_decode(np.ascontiguousarray(query), keys, values, position + 1, scale)
+            return Tensor(mixed.reshape(1, -1))
 
         with no_grad(), _with_threads(1 if self.decodes_alone else get_num_threads()):
             last = self._run(np.array([token]), np.array([position]), attend).data

@@ -11,7 +11,7 @@ from numba import get_num_threads
 
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward
-from .kernels.gelu import gelu_backward, gelu_forward
+from .kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
 from .kernels.jit import HAS_BFLOAT16
 from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
 from .kernels.matmul import matmul as multiply_arrays
@@ -280,14 +280,15 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 @op
-def gelu(x):
-    """GPT-2's GELU, the form with tanh; see `kernels/gelu.py`."""
+def gelu(x, *, exact=False):
+    """GPT-2's GELU, the form with tanh, or with `exact` the one with erf; see `kernels/gelu.py`."""
     flat = np.ascontiguousarray(x).reshape(-1)
+    forward, gradient = (exact_gelu_forward, exact_gelu_backward) if exact else (gelu_forward, gelu_backward)
 
     def backward(dout):
-        return Given(gelu_backward(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
+        return Given(gradient(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
 
-    return gelu_forward(flat).reshape(x.shape), backward
+    return forward(flat).reshape(x.shape), backward
 
 
 @op
@@ -309,11 +310,12 @@ def embedding(weight, ids):
 
 
 @op
-def causal_attention(qkv, *, n_head, row_starts):
+def causal_attention(qkv, *, n_head, row_starts, scale=None):
     """Multi-head attention in which a token sees itself and those before it: (N, 3C) -> (N, C).
 
     qkv: queries, keys and values side by side. row_starts: (B+1,) integers; row b of the batch is the tokens
-    row_starts[b] to row_starts[b+1] - 1. Attention is all that rows have to be told apart for.
+    row_starts[b] to row_starts[b+1] - 1. Attention is all that rows have to be told apart for. scale: what scores
+    are multiplied by before the softmax; 1 / sqrt(a head's size) if None.
     """
     width = qkv.shape[1]
     if width % (3 * n_head):
@@ -322,12 +324,13 @@ def causal_attention(qkv, *, n_head, row_starts):
     row_starts = np.asarray(row_starts, np.int64)
     if row_starts[0] != 0 or row_starts[-1] != len(qkv) or np.any(np.diff(row_starts) < 0):
         raise ValueError(f"causal_attention: row_starts is {row_starts}, expected to rise from 0 to {len(qkv)}")
+    scale = 1 / math.sqrt(width // (3 * n_head)) if scale is None else float(scale)
     qkv = np.ascontiguousarray(qkv)
-    out, lse = attention_forward(qkv, n_head, row_starts, get_num_threads())
+    out, lse = attention_forward(qkv, n_head, row_starts, scale, get_num_threads())
 
     def backward(dout):
         dout = np.ascontiguousarray(dout)
-        return Given(attention_backward(dout, qkv, n_head, row_starts, lse, get_num_threads()))
+        return Given(attention_backward(dout, qkv, n_head, row_starts, scale, lse, get_num_threads()))
 
     return out, backward
 

@@ -41,11 +41,10 @@ def _weights_from_scores(scores, visible, scale):
 
 
 @jit
-def _attend(qkv, query, key, value, stride, length, size, out, out_start, out_stride, lse,
+def _attend(qkv, query, key, value, stride, length, size, scale, out, out_start, out_stride, lse,
             keys, values, rows, scores, edge):
-    """One (row, head): out = softmax(Q K^T / sqrt(size)) V. query, key, value: where each starts in `qkv`."""
+    """One (row, head): out = softmax(scale Q K^T) V. query, key, value: where each starts in `qkv`."""
     tile_columns = TILE_VECTORS * lanes_of(qkv)
-    scale = qkv.dtype.type(1 / np.sqrt(size))
     pack_columns(qkv, key, stride, True, length, size, keys, 0, size * tile_columns)
     pack_columns(qkv, value, stride, False, size, length, values, 0, length * tile_columns)
     for first in range(0, length, QUERY_BLOCK):
@@ -81,7 +80,7 @@ def _longest(row_starts):
 
 
 @jit
-def _attend_to_tasks(counter, qkv, heads, row_starts, out, lse):
+def _attend_to_tasks(counter, qkv, heads, row_starts, scale, out, lse):
     """What one thread does in `attention_forward`: take (row, head) pairs until none is left."""
     stride, width = qkv.shape[1], qkv.shape[1] // 3
     size = width // heads
@@ -98,23 +97,23 @@ def _attend_to_tasks(counter, qkv, heads, row_starts, out, lse):
         row, head = task // heads, task % heads
         start, end = row_starts[row], row_starts[row + 1]
         at = start * stride + head * size
-        _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+        _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
                 flat_out, start * width + head * size, width, lse[head, start:end],
                 keys, values, rows, scores, edge)
 
 
 @jit(parallel=True)
-def attention_forward(qkv, heads, row_starts, threads):
+def attention_forward(qkv, heads, row_starts, scale, threads):
     """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the way back.
 
     The columns of qkv are all queries, all keys, all values, each (heads, C / heads), as GPT-2's c_attn
-    makes them. A token attends to itself and to those before it in its row.
+    makes them. A token attends to itself and to those before it in its row. scale: what scores are multiplied by.
     """
     tokens = qkv.shape[0]
     out, lse = np.empty((tokens, qkv.shape[1] // 3), qkv.dtype), np.empty((heads, tokens), qkv.dtype)
     counter = new_counter()
     for _ in prange(threads):
-        _attend_to_tasks(counter, qkv, heads, row_starts, out, lse)
+        _attend_to_tasks(counter, qkv, heads, row_starts, qkv.dtype.type(scale), out, lse)
     return out, lse
 
 
@@ -138,11 +137,10 @@ def _scores_backward(weights, dweights, scale):
 
 
 @jit
-def _attend_backward(qkv, query, key, value, stride, length, size, dout, dout_start, dout_stride, lse, dqkv,
+def _attend_backward(qkv, query, key, value, stride, length, size, scale, dout, dout_start, dout_stride, lse, dqkv,
                      keys, values, keys_down, block, rows, scores, dscores, edge):
     """One (row, head); dqkv has the places and strides of qkv. Forward: S = Q K^T, W = softmax(S), O = W V."""
     tile_columns = TILE_VECTORS * lanes_of(qkv)
-    scale = qkv.dtype.type(1 / np.sqrt(size))
     panel = size * tile_columns
     pack_columns(qkv, key, stride, True, length, size, keys, 0, panel)
     pack_columns(qkv, value, stride, True, length, size, values, 0, panel)
@@ -184,7 +182,7 @@ def _attend_backward(qkv, query, key, value, stride, length, size, dout, dout_st
 
 
 @jit
-def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, lse, dqkv):
+def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, scale, lse, dqkv):
     """What one thread does in `attention_backward`."""
     stride, width = qkv.shape[1], qkv.shape[1] // 3
     size = width // heads
@@ -203,25 +201,24 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, lse, dqkv):
         row, head = task // heads, task % heads
         start, end = row_starts[row], row_starts[row + 1]
         at = start * stride + head * size
-        _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size,
+        _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
                          flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
                          keys, values, keys_down, block, rows, scores, dscores, edge)
 
 
 @jit(parallel=True)
-def attention_backward(dout, qkv, heads, row_starts, lse, threads):
+def attention_backward(dout, qkv, heads, row_starts, scale, lse, threads):
     """Gradient of qkv (N, 3C) from that of the result, dout (N, C). A task owns its part of all three."""
     dqkv = np.empty_like(qkv)
     counter = new_counter()
     for _ in prange(threads):
-        _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, lse, dqkv)
+        _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, qkv.dtype.type(scale), lse, dqkv)
     return dqkv
 
 
 @jit(reorder=True)
-def _attend_to_cache(query, keys, values, scores, out):
+def _attend_to_cache(query, keys, values, scale, scores, out):
     """One head of one new token: query (size,), keys and values (T, size), scores (T,) scratch."""
-    scale = query.dtype.type(1 / np.sqrt(query.size))
     for t in range(scores.size):
         key = keys[t]
         dot = query.dtype.type(0)
@@ -237,7 +234,7 @@ def _attend_to_cache(query, keys, values, scores, out):
 
 
 @jit(parallel=True)
-def attention_decode(query, keys, values, length):
+def attention_decode(query, keys, values, length, scale):
     """One new token against the first `length` cached ones: (heads, size), (heads, T, size) x 2 -> (heads, size).
 
     The keys and values of the new token itself already stand at length - 1.
@@ -245,5 +242,5 @@ def attention_decode(query, keys, values, length):
     out = np.empty_like(query)
     scores = np.empty((query.shape[0], length), query.dtype)
     for head in prange(query.shape[0]):
-        _attend_to_cache(query[head], keys[head], values[head], scores[head], out[head])
+        _attend_to_cache(query[head], keys[head], values[head], query.dtype.type(scale), scores[head], out[head])
     return out

@@ -14,6 +14,7 @@ from .simd import exp
 
 TWICE_SQRT_2_OVER_PI = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715
+SQRT_HALF, INVERSE_SQRT_2_PI = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
 BLOCK = 8192  # numbers a thread takes at a time
 
 
@@ -53,4 +54,23 @@ def gelu_backward(dout, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
         _gelu_backward(dout[part], x[part], dx[part])
+    return dx
+
+
+@jit(parallel=True)
+def exact_gelu_forward(x):
+    """(n,) -> (n,): x Phi(x), with Phi(x) = erfc(-x / sqrt(2)) / 2 the normal distribution function."""
+    out = np.empty_like(x)
+    for i in prange(x.size):
+        out[i] = 0.5 * x[i] * math.erfc(-x[i] * SQRT_HALF)
+    return out
+
+
+@jit(parallel=True)
+def exact_gelu_backward(dout, x):
+    """(n,), (n,) -> dx (n,): d(x Phi(x))/dx = Phi(x) + x phi(x), with phi the normal density."""
+    dx = np.empty_like(x)
+    for i in prange(x.size):
+        density = INVERSE_SQRT_2_PI * math.exp(-0.5 * x[i] * x[i])
+        dx[i] = dout[i] * (0.5 * math.erfc(-x[i] * SQRT_HALF) + x[i] * density)
     return dx
