@@ -1,5 +1,7 @@
 """Softmax, layer norm, GELU, loss, embedding, AdamW against the references, with tolerances counted in eps."""
 
+import math
+
 import numpy as np
 import pytest
 import reference
@@ -11,7 +13,7 @@ from tinyft.kernels.adamw import BLOCK as ADAMW_BLOCK
 from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.embedding import COLUMNS, embedding_backward
 from tinyft.kernels.gelu import BLOCK as GELU_BLOCK
-from tinyft.kernels.gelu import gelu_backward, gelu_forward
+from tinyft.kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
 from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
 from tinyft.kernels.norm import layer_norm_backward, layer_norm_forward
 from tinyft.kernels.softmax import softmax_backward, softmax_forward
@@ -172,19 +174,56 @@ def test_gelu(rng, dtype, size):
     assert_within(gelu_backward(dout, x), wide(dout) * reference.gelu_slope(wide(x)), bound)
 
 
-def test_gelu_far_out(dtype):
+def exact_gelu(x):
+    """x Phi(x) and its slope in float64, from the C library's erfc."""
+    distribution = np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x])
+    return x * distribution, distribution + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 31, 97, GELU_BLOCK + 1])
+def test_exact_gelu(rng, dtype, size):
+    x, dout = normal(rng, size, dtype, 3), normal(rng, size, dtype)
+    value, slope = exact_gelu(wide(x))
+    # 6 ulp of Phi are 6 eps at most and the product is one rounding more. The reference rounds x / sqrt(2), which
+    # moves erfc by x**2 of float64's eps. In the slope each of the two terms has its own 8 eps.
+    rounded = 2 * eps(np.float64) * (1 + wide(x) ** 2)
+    assert_within(exact_gelu_forward(x), value, (7 * eps(dtype) + rounded) * np.abs(value))
+    terms = np.abs(value / wide(x)) + np.abs(slope - value / wide(x))
+    assert_within(exact_gelu_backward(dout, x), wide(dout) * slope,
+                  (8 * eps(dtype) + rounded) * np.abs(wide(dout)) * terms)
+
+
+@pytest.mark.parametrize(("x", "expected"), [
+    (-37, -2.1184613523340934e-298), (-25, -7.6417417659564023e-137), (-12.5, -4.6657053735971417e-35),
+    (-6, -5.9195258702261888e-9), (-2.5, -0.015524163314440338), (-1, -0.15865525393145705), (-0.25, -0.10032341857926907),
+])
+def test_exact_gelu_keeps_its_digits_on_the_left(dtype, x, expected):
+    """Worked out with 40 digits: 1 + erf would have none left beyond -6 in float32."""
+    if abs(expected) < np.finfo(dtype).tiny:
+        assert exact_gelu_forward(np.full(3, x, dtype)).tolist() == [0, 0, 0]
+    else:
+        np.testing.assert_allclose(exact_gelu_forward(np.full(3, x, dtype)), expected, rtol=7 * eps(dtype))
+
+
+BOTH_GELUS = pytest.mark.parametrize(("forward", "backward"), [
+    (gelu_forward, gelu_backward), (exact_gelu_forward, exact_gelu_backward)], ids=["tanh", "exact"])
+
+
+@BOTH_GELUS
+def test_gelu_far_out(dtype, forward, backward):
     x = np.array([-1e6, -100, -40, 40, 100, 1e6], dtype)
-    np.testing.assert_array_equal(gelu_forward(x), np.maximum(x, 0))
-    np.testing.assert_array_equal(gelu_backward(np.ones_like(x), x), x > 0)
+    np.testing.assert_array_equal(forward(x), np.maximum(x, 0))
+    np.testing.assert_array_equal(backward(np.ones_like(x), x), x > 0)
 
 
-def test_gelu_keeps_nan(dtype):
+@BOTH_GELUS
+def test_gelu_keeps_nan(dtype, forward, backward):
     for at in range(35):
         x = np.linspace(-3, 3, 35).astype(dtype)
         x[at] = np.nan
-        np.testing.assert_array_equal(np.isnan(gelu_forward(x)), np.isnan(x))
-        np.testing.assert_array_equal(np.isnan(gelu_backward(np.ones_like(x), x)), np.isnan(x))
-        np.testing.assert_array_equal(np.isnan(gelu_backward(x, np.ones_like(x))), np.isnan(x))
+        np.testing.assert_array_equal(np.isnan(forward(x)), np.isnan(x))
+        np.testing.assert_array_equal(np.isnan(backward(np.ones_like(x), x)), np.isnan(x))
+        np.testing.assert_array_equal(np.isnan(backward(x, np.ones_like(x))), np.isnan(x))
 
 
 # ---- cross-entropy
