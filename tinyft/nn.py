@@ -9,30 +9,59 @@ from .tensor import Tensor
 
 
 class Module:
-    """Whatever holds parameters: Tensors with requires_grad, other Modules, or lists of these."""
+    """Whatever holds parameters: Tensors, other Modules, or lists of these.
+
+    Every Tensor that a module holds is one of its parameters, whether it wants a gradient or not: a frozen one
+    is saved and loaded like all others. Arrays that are no parameters stay NumPy arrays.
+    """
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """(name, parameter) in the order in which they were set; `h.0.attn.c_attn.weight`, for instance."""
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.requires_grad:
-                yield prefix + name, value
-            elif isinstance(value, Module):
-                yield from value.named_parameters(f"{prefix}{name}.")
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
-                    if isinstance(item, Tensor) and item.requires_grad:
-                        yield f"{prefix}{name}.{i}", item
-                    elif isinstance(item, Module):
-                        yield from item.named_parameters(f"{prefix}{name}.{i}.")
+            if isinstance(value, list | tuple):
+                members = [(f"{prefix}{name}.{i}", item) for i, item in enumerate(value)]
+            else:
+                members = [(prefix + name, value)]
+            for path, member in members:
+                if isinstance(member, Tensor) and member.node is None:
+                    yield path, member
+                elif isinstance(member, Module):
+                    yield from member.named_parameters(path + ".")
+
+    def trainable_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Those of `named_parameters` that want a gradient."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def freeze(self, *names: str) -> None:
+        """No gradients for these parameters from now on, and no updates by an AdamW that is made afterwards.
+
+        names: of parameters or modules (`wte.weight`, `h.0`); without any, all. ValueError for a name that fits none.
+        """
+        self._set_requires_grad(names, False)
+
+    def unfreeze(self, *names: str) -> None:
+        """Undo `freeze`, for the same kinds of names."""
+        self._set_requires_grad(names, True)
+
+    def _set_requires_grad(self, names: tuple[str, ...], wanted: bool) -> None:
+        parameters = dict(self.named_parameters())
+        for name in names:
+            if not any(f"{path}.".startswith(f"{name}.") for path in parameters):
+                raise ValueError(f"{type(self).__name__}: no parameter or module is called {name!r}, "
+                                 f"expected names like {next(iter(parameters), None)!r}")
+        for path, parameter in parameters.items():
+            if not names or any(f"{path}.".startswith(f"{name}.") for name in names):
+                parameter.requires_grad, parameter.grad = wanted, None
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for _, parameter in self.named_parameters():
             parameter.grad = None
 
-    def n_parameters(self) -> int:
-        """How many numbers there are to learn."""
-        return sum(parameter.size for _, parameter in self.named_parameters())
+    def n_parameters(self, *, trainable: bool = False) -> int:
+        """How many elements all parameters have together, or only those that are learned."""
+        parameters = self.trainable_parameters() if trainable else self.named_parameters()
+        return sum(parameter.size for _, parameter in parameters)
 
 
 def _normal(shape: tuple[int, ...], std: float, rng: np.random.Generator | None, dtype) -> Tensor:

@@ -10,13 +10,17 @@ from .nn import Module
 
 
 class AdamW:
-    """AdamW on the parameters of a module. Matrices decay; biases and norms (one axis) do not.
+    """AdamW on the trainable parameters of a module. Matrices decay; biases and norms (one axis) do not.
 
-    lr is handed to each `step`; betas, eps, weight_decay as in the paper (see `kernels/adamw.py`).
+    What is frozen now has no moments and is never updated; freeze and unfreeze before. lr is handed to each
+    `step`; betas, eps, weight_decay as in the paper (see `kernels/adamw.py`). ValueError if all is frozen.
     """
 
     def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1):
-        self.parameters = dict(module.named_parameters())
+        self.parameters = dict(module.trainable_parameters())
+        if not self.parameters:
+            raise ValueError(f"AdamW: {type(module).__name__} has no parameter with requires_grad, so there is nothing "
+                             "to learn; unfreeze() some")
         for p in self.parameters.values():
             p.data = np.asarray(p.data, order="C")  # a flat view of anything else would be a copy
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
