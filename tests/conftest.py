@@ -11,7 +11,6 @@ import pytest
 from hypothesis import settings
 
 import tinyft
-from tinyft.tensor import OPS
 
 ROOT = Path(tinyft.__file__).resolve().parent.parent
 
@@ -47,15 +46,6 @@ def one_and_two_threads():
 
     yield run
     numba.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _forget_ops_of_tests():
-    """Tests declare ops of their own; the list of tinyft's must not grow by them."""
-    before = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(before)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from tinyft.kernels.attention import attention_backward, attention_decode, attention_forward
-from tinyft.kernels.matmul import matmul
+from tinyft.kernels.matmul import gemm
 
 
 def wide(*arrays):
@@ -164,7 +164,7 @@ def check_matmul(rng, rows, depth, columns, dtype, a_turned=False, b_turned=Fals
     a, b = a.T if a_turned else a, b.T if b_turned else b
     extra = rng.standard_normal(columns if bias else (rows, columns)).astype(dtype)
     out = extra.copy() if accumulate else None
-    got = matmul(a, b, out=out, accumulate=accumulate, bias=extra if bias else None)
+    got = gemm(a, b, out=out, accumulate=accumulate, bias=extra if bias else None)
     expected, magnitude = wide(a) @ wide(b), np.abs(wide(a)) @ np.abs(wide(b))
     if bias or accumulate:
         expected, magnitude = expected + wide(extra), magnitude + np.abs(wide(extra))

@@ -5,7 +5,7 @@ import pytest
 
 from tinyft import GPT2, AdamW, GPT2Config, ops
 from tinyft.kernels.jit import HAS_BFLOAT16
-from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, matmul
+from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, gemm
 
 EPS = np.finfo(np.float32).eps
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no AVX-512 BF16 instructions")
@@ -19,9 +19,8 @@ def rounded(x):
 
 @pytest.fixture
 def bfloat16_products():
-    ops.use_bfloat16(True)
-    yield
-    ops.use_bfloat16(False)
+    with ops.product_dtype("bfloat16"):
+        yield
 
 
 @needs_bfloat16
@@ -39,28 +38,28 @@ def test_product_of_rounded_factors(shape, a_turned, b_turned):
     expected = rounded(a) @ rounded(b)
     # Each sum of `depth` float32 products is off by at most (depth + 1) * eps times the sum of their sizes.
     bound = (depth + 2) * EPS * (np.abs(rounded(a)) @ np.abs(rounded(b)) + np.abs(out) + 1)
-    assert np.all(np.abs(matmul(a, b, bfloat16=True) - expected) <= bound)
-    assert np.all(np.abs(matmul(a, b, out=out.copy(), accumulate=True, bfloat16=True) - expected - out) <= bound)
+    assert np.all(np.abs(gemm(a, b, bfloat16=True) - expected) <= bound)
+    assert np.all(np.abs(gemm(a, b, out=out.copy(), accumulate=True, bfloat16=True) - expected - out) <= bound)
 
 
 @needs_bfloat16
 def test_nan_and_infinity_are_not_lost():
     a, b = np.ones((3, 40), np.float32), np.ones((40, 33), np.float32)
     a[1, 7], b[3, 5] = np.nan, np.inf
-    out = matmul(a, b, bfloat16=True)
+    out = gemm(a, b, bfloat16=True)
     assert np.isnan(out[1]).all() and np.isinf(out[0, 5]) and np.isfinite(np.delete(out[[0, 2]], 5, axis=1)).all()
 
 
 @needs_bfloat16
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="bfloat16 needs float32 arrays"):
-        matmul(np.ones((2, 2)), np.ones((2, 2)), bfloat16=True)
+        gemm(np.ones((2, 2)), np.ones((2, 2)), bfloat16=True)
 
 
 @pytest.mark.skipif(HAS_BFLOAT16, reason="this CPU has AVX-512 BF16 instructions")
 def test_other_cpus_say_so():
     with pytest.raises(ValueError, match="use float32"):
-        ops.use_bfloat16(True)
+        ops.set_product_dtype("bfloat16")
 
 
 def losses(steps=12):
@@ -78,8 +77,8 @@ def losses(steps=12):
 @needs_bfloat16
 def test_training_stays_with_float32(bfloat16_products):
     in_bfloat16 = losses()
-    ops.use_bfloat16(False)
-    in_float32 = losses()
+    with ops.product_dtype("float32"):
+        in_float32 = losses()
     # 8 bits make each factor wrong by up to 0.4 %, at random; a loss moves by far less.
     np.testing.assert_allclose(in_bfloat16, in_float32, rtol=0.01)
     assert in_bfloat16 != in_float32 and in_bfloat16[-1] < in_bfloat16[0] - 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import assert_within, check_matmul, sum_error, wide
 
-from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, matmul
+from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, gemm
 
 TURNS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -52,31 +52,31 @@ def test_more_rows_and_columns_than_one_block(rng, a_turned):
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(0, 3, 4), (3, 4, 0), (0, 0, 0), (1, 5, 0)])
 def test_empty_result(rows, depth, columns):
-    assert matmul(np.ones((rows, depth)), np.ones((depth, columns))).shape == (rows, columns)
+    assert gemm(np.ones((rows, depth)), np.ones((depth, columns))).shape == (rows, columns)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_sum_over_nothing_is_zero(dtype, rows):
     a, b, bias = np.ones((rows, 0), dtype), np.ones((0, 5), dtype), np.arange(5, dtype=dtype)
-    np.testing.assert_array_equal(matmul(a, b), np.zeros((rows, 5)))
-    np.testing.assert_array_equal(matmul(a, b, bias=bias), np.tile(bias, (rows, 1)))
+    np.testing.assert_array_equal(gemm(a, b), np.zeros((rows, 5)))
+    np.testing.assert_array_equal(gemm(a, b, bias=bias), np.tile(bias, (rows, 1)))
     out = np.full((rows, 5), 7, dtype)
-    np.testing.assert_array_equal(matmul(a, b, out=out, accumulate=True), np.full((rows, 5), 7))
-    np.testing.assert_array_equal(matmul(a, b, out=out), np.zeros((rows, 5)))
+    np.testing.assert_array_equal(gemm(a, b, out=out, accumulate=True), np.full((rows, 5), 7))
+    np.testing.assert_array_equal(gemm(a, b, out=out), np.zeros((rows, 5)))
 
 
 @pytest.mark.parametrize("rows", [1, 20])
 def test_out_is_written_and_returned(rng, rows):
     a, b = rng.standard_normal((rows, 9)), rng.standard_normal((9, 17))
     out = np.full((rows, 17), np.nan)  # what stood there must not matter
-    assert matmul(a, b, out=out) is out
-    np.testing.assert_array_equal(out, matmul(a, b))
+    assert gemm(a, b, out=out) is out
+    np.testing.assert_array_equal(out, gemm(a, b))
 
 
 def test_rows_around_out_stay(rng):
     a, b = rng.standard_normal((15, 9)), rng.standard_normal((9, 33))
     room = np.full((35, 33), 7.0)
-    matmul(a, b, out=room[10:25])
+    gemm(a, b, out=room[10:25])
     np.testing.assert_array_equal(room[:10], 7)
     np.testing.assert_array_equal(room[25:], 7)
 
@@ -86,17 +86,17 @@ def test_strided_and_read_only_inputs(rng, rows):
     a, b = rng.standard_normal((2 * rows, 3 * 11))[::2, ::3], rng.standard_normal((11, 4, 18))[:, 1, ::-1]
     expected = wide(a) @ wide(b)
     bound = sum_error(11, np.float64) * (np.abs(a) @ np.abs(b))
-    assert_within(matmul(a, b), expected, bound)
+    assert_within(gemm(a, b), expected, bound)
     a, b = np.ascontiguousarray(a), np.asfortranarray(b)
     a.flags.writeable = b.flags.writeable = False
-    assert_within(matmul(a, b), expected, bound)
-    assert_within(matmul(np.broadcast_to(a[0], (4, 11)), b), np.tile(expected[0], (4, 1)), np.tile(bound[0], (4, 1)))
+    assert_within(gemm(a, b), expected, bound)
+    assert_within(gemm(np.broadcast_to(a[0], (4, 11)), b), np.tile(expected[0], (4, 1)), np.tile(bound[0], (4, 1)))
 
 
 def test_inputs_stay(rng):
     a, b, bias = rng.standard_normal((15, 20)), rng.standard_normal((20, 33)), rng.standard_normal(33)
     copies = a.copy(), b.copy(), bias.copy()
-    matmul(a, b, bias=bias)
+    gemm(a, b, bias=bias)
     for array, copy in zip((a, b, bias), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
@@ -105,7 +105,7 @@ def test_inputs_stay(rng):
 def test_nan_and_inf_reach_their_row_only(rng, bad):
     a, b = rng.standard_normal((30, 40)).astype(np.float32), rng.standard_normal((40, 50)).astype(np.float32)
     a[3, 5] = bad
-    out = matmul(a, b)
+    out = gemm(a, b)
     assert not np.isfinite(out[3]).any()
     assert np.isfinite(np.delete(out, 3, axis=0)).all()
 
@@ -113,9 +113,9 @@ def test_nan_and_inf_reach_their_row_only(rng, bad):
 def test_same_product_again_is_the_same(rng):
     """Buffers are used again; what an earlier, larger product left in them must not show."""
     a, b = rng.standard_normal((17, 19)), rng.standard_normal((19, 21))
-    first = matmul(a, b)
-    matmul(np.full((200, 700), np.nan), np.full((700, 300), np.nan))
-    np.testing.assert_array_equal(matmul(a, b), first)
+    first = gemm(a, b)
+    gemm(np.full((200, 700), np.nan), np.full((700, 300), np.nan))
+    np.testing.assert_array_equal(gemm(a, b), first)
 
 
 F32, F64 = np.float32, np.float64
@@ -137,7 +137,7 @@ F32, F64 = np.float32, np.float64
 )
 def test_error_names_what_is_wrong(a, b, options, error, says):
     with pytest.raises(error, match=".*".join(says)):
-        matmul(a, b, **options)
+        gemm(a, b, **options)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -145,7 +145,7 @@ def test_read_only_out_is_refused(rows):
     out = np.zeros((rows, 5))
     out.flags.writeable = False
     with pytest.raises(ValueError, match="read-only|writ"):
-        matmul(np.ones((rows, 3)), np.ones((3, 5)), out=out)
+        gemm(np.ones((rows, 3)), np.ones((3, 5)), out=out)
     np.testing.assert_array_equal(out, 0)
 
 
@@ -154,15 +154,15 @@ def test_read_only_out_is_refused(rows):
                          ids=lambda bias: f"{bias.shape}-{bias.dtype}")
 def test_bias_that_does_not_fit_is_refused(rows, bias):
     with pytest.raises((ValueError, TypeError), match="bias"):
-        matmul(np.ones((rows, 3)), np.ones((3, 5)), bias=bias)
+        gemm(np.ones((rows, 3)), np.ones((3, 5)), bias=bias)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_bias_and_accumulate_together_are_refused(rows):
     with pytest.raises(ValueError, match="bias.*accumulate|accumulate.*bias"):
-        matmul(np.ones((rows, 3)), np.ones((3, 5)), out=np.ones((rows, 5)), accumulate=True, bias=np.ones(5))
+        gemm(np.ones((rows, 3)), np.ones((3, 5)), out=np.ones((rows, 5)), accumulate=True, bias=np.ones(5))
 
 
 def test_accumulate_needs_out():
     with pytest.raises(ValueError, match="accumulate.*out|out.*accumulate"):
-        matmul(np.ones((2, 3)), np.ones((3, 5)), accumulate=True)
+        gemm(np.ones((2, 3)), np.ones((3, 5)), accumulate=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numba
 
 from .files import check_replaceable, make_writable_folder
-from .ops import use_bfloat16
+from .ops import set_product_dtype
 from .run import STATE
 
 
@@ -117,7 +117,7 @@ def use_threads(threads: int | None) -> int:
 def use_dtype(dtype: str) -> None:
     """Carry out --dtype. ValueError if this CPU has no bfloat16."""
     try:
-        use_bfloat16(dtype == "bfloat16")
+        set_product_dtype(dtype)
     except ValueError as error:
         raise ValueError(f"--dtype {dtype}: {error}") from None
 

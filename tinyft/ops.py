@@ -5,27 +5,35 @@ of a batch, T positions, N = all positions of all rows, C channels, V vocabulary
 """
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from numba import get_num_threads
 
+from . import tensor
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward
 from .kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
 from .kernels.jit import HAS_BFLOAT16
-from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
-from .kernels.matmul import matmul as multiply_arrays
+from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place, losses_and_likeliest
+from .kernels.matmul import gemm
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
 from .kernels.sums import sum_rows
-from .tensor import Given, Tensor, is_recording, op
+from .tensor import Donated, Tensor, op
 
 IGNORE = -100  # a target that must not be learned
 LOGITS_BYTES = 96 * 1024 * 1024  # room for the logits that `linear_cross_entropy` holds at a time
 
 
 def _unbroadcast(dx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Undo NumPy's broadcasting: sum over the axes along which one value was used many times."""
+    """Undo NumPy's broadcasting: sum over the axes along which one value was used many times.
+
+    Broadcasting is a linear map, x -> D x with one 1 in each row of D; its gradient is D^T dout, this sum.
+    """
     if dx.shape == shape:
         return dx
     added = dx.ndim - len(shape)
@@ -87,16 +95,21 @@ def neg(x):
 
 
 @op
-def pow(x, exponent):
-    """x ** exponent for a plain number as exponent."""
-    if isinstance(exponent, np.ndarray):
-        raise TypeError(f"pow: the exponent is an array {exponent.shape}, expected a number")
+def pow(x, y):
+    """x ** y where one of both is a plain number; a number as base has to be above 0."""
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        raise TypeError(f"pow: the exponent is an array {y.shape}, expected a number, as x is an array {x.shape} too")
+    if isinstance(y, np.ndarray) and not x > 0:
+        raise ValueError(f"pow: the base is {x}, expected a number above 0; others have no real power in general")
+    out = x**y
 
     def backward(dout):
+        if isinstance(y, np.ndarray):
+            return None, dout * out * math.log(x)
         # x**0 is 1 everywhere; the rule would give 0 * inf at x = 0.
-        return (np.zeros_like(x) if exponent == 0 else dout * exponent * x ** (exponent - 1)), None
+        return (np.zeros_like(x) if y == 0 else dout * y * x ** (y - 1)), None
 
-    return x**exponent, backward
+    return out, backward
 
 
 @op
@@ -130,7 +143,7 @@ def relu(x):
 
 @op
 def reshape(x, *, shape):
-    """The same numbers in another shape."""
+    """The same elements in another shape."""
     before = x.shape
     return x.reshape(shape), lambda dout: dout.reshape(before)
 
@@ -176,23 +189,36 @@ def mean(x: Tensor, *, axis=None, keepdims=False) -> Tensor:
 
 # ---- products
 
-_bfloat16 = False
+_product_dtype = ContextVar("product_dtype", default="float32")  # each thread has its own
 
 
-def use_bfloat16(on: bool) -> None:
-    """Round the factors of all float32 products to bfloat16 from now on, or no longer.
+def set_product_dtype(dtype: str) -> None:
+    """Round the factors of float32 products to "bfloat16", or no longer ("float32"), from now on in this thread.
 
-    Sums, weights, moments, norms, softmax and loss stay in float32. ValueError where the CPU cannot do it.
+    Sums, weights, moments, norms, softmax and loss stay in float32, and float64 products as they are. A backward
+    pass does as its forward pass did. ValueError for another name, or where the CPU cannot do it.
     """
-    global _bfloat16
-    if on and not HAS_BFLOAT16:
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"product dtype is {dtype!r}, expected float32 or bfloat16")
+    if dtype == "bfloat16" and not HAS_BFLOAT16:
         raise ValueError("bfloat16 products need a CPU with AVX-512 BF16, which this one is not; use float32")
-    _bfloat16 = on
+    _product_dtype.set(dtype)
 
 
-def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options) -> np.ndarray:
-    """The kernel's `matmul` of arrays, (M, K) @ (K, N) -> (M, N), in the precision that was asked for."""
-    return multiply_arrays(a, b, out, bfloat16=_bfloat16 and a.dtype == np.float32, **options)
+@contextmanager
+def product_dtype(dtype: str) -> Iterator[None]:
+    """Within this block as `set_product_dtype` says, and afterwards as before."""
+    before = _product_dtype.get()
+    set_product_dtype(dtype)
+    try:
+        yield
+    finally:
+        _product_dtype.set(before)
+
+
+def _gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options) -> np.ndarray:
+    """(M, K) @ (K, N) -> (M, N) in the dtype that was asked for; see `kernels/matmul.py`."""
+    return gemm(a, b, out, bfloat16=_product_dtype.get() == "bfloat16" and a.dtype == np.float32, **options)
 
 
 def _as_rows(x: np.ndarray) -> np.ndarray:
@@ -200,53 +226,60 @@ def _as_rows(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _matmul_arrays(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """NumPy's a @ b for two or more axes, on tinyft's kernel."""
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (..., M, K) @ (..., K, N)")
     if b.ndim == 2:
-        return multiply(a if a.ndim == 2 else _as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+        return _gemm(a if a.ndim == 2 else _as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     out = np.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     for i in np.ndindex(*batch):
-        multiply(a[i], b[i], out=out[i])
+        _gemm(a[i], b[i], out=out[i])
     return out
 
 
 @op
-def matmul(a, b):
+def matmul(a, b, *, wanted):
     """(..., M, K) @ (..., K, N) -> (..., M, N), leading axes broadcast as in NumPy."""
     if a.ndim < 2 or b.ndim < 2:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape}, expected two axes or more; "
                          "reshape a vector to (1, K) or (K, 1)")
+    wants_a, wants_b = wanted
 
     def backward(dout):
-        # out = a @ b
-        if b.ndim == 2:
-            return _product(dout, b.T), multiply(_as_rows(a).T, _as_rows(dout))
-        da, db = _product(dout, b.swapaxes(-1, -2)), _product(a.swapaxes(-1, -2), dout)
-        return _unbroadcast(da, a.shape), _unbroadcast(db, b.shape)
+        # out[i, j] = sum over k of a[i, k] b[k, j], so that da = dout b^T and db = a^T dout
+        da = _matmul_arrays(dout, b.swapaxes(-1, -2)) if wants_a else None
+        if not wants_b:
+            db = None
+        elif b.ndim == 2:  # one product over all leading axes of a, not a sum of many
+            db = _gemm(_as_rows(a).T, _as_rows(dout))
+        else:
+            db = _matmul_arrays(a.swapaxes(-1, -2), dout)
+        return (_unbroadcast(da, a.shape) if wants_a else None), (_unbroadcast(db, b.shape) if wants_b else None)
 
-    return _product(a, b), backward
+    return _matmul_arrays(a, b), backward
 
 
 @op
-def linear(x, weight, bias):
+def linear(x, weight, bias, *, wanted):
     """x @ weight + bias: (..., C), (C, D), (D,) -> (..., D)."""
     if x.shape[-1] != weight.shape[0] or bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: x {x.shape}, weight {weight.shape}, bias {bias.shape} do not fit, "
                          "expected (..., C), (C, D), (D,)")
+    wants_x, _, wants_bias = wanted
     rows = _as_rows(x)
-    out = multiply(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
+    out = _gemm(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(dout):
         dout = _as_rows(dout)
+        dx = Donated(_gemm(dout, weight.T).reshape(x.shape)) if wants_x else None
 
-        def dweight(into, accumulate):
-            multiply(rows.T, dout, out=into, accumulate=accumulate)
+        def dweight(into, accumulate):  # called only where it is wanted
+            _gemm(rows.T, dout, out=into, accumulate=accumulate)
 
-        return Given(multiply(dout, weight.T).reshape(x.shape)), dweight, sum_rows(dout)
+        return dx, dweight, (sum_rows(dout) if wants_bias else None)
 
     return out, backward
 
@@ -258,9 +291,9 @@ def linear(x, weight, bias):
 def softmax(x):
     """exp(x) / sum(exp(x)) over the last axis."""
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"softmax: x is {x.shape}, expected at least one number on the last axis")
+        raise ValueError(f"softmax: x is {x.shape}, expected at least one element on the last axis")
     shape, rows = x.shape, softmax_forward(_as_rows(x))
-    return rows.reshape(shape), lambda dout: Given(softmax_backward(_as_rows(dout), rows).reshape(shape))
+    return rows.reshape(shape), lambda dout: Donated(softmax_backward(_as_rows(dout), rows).reshape(shape))
 
 
 @op
@@ -274,7 +307,7 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
     def backward(dout):
         dx, dweight, dbias = layer_norm_backward(_as_rows(dout), rows, weight, mean, rstd)
-        return Given(dx.reshape(x.shape)), dweight, dbias
+        return Donated(dx.reshape(x.shape)), dweight, dbias
 
     return out.reshape(x.shape), backward
 
@@ -286,7 +319,7 @@ def gelu(x, *, exact=False):
     forward, gradient = (exact_gelu_forward, exact_gelu_backward) if exact else (gelu_forward, gelu_backward)
 
     def backward(dout):
-        return Given(gradient(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
+        return Donated(gradient(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
 
     return forward(flat).reshape(x.shape), backward
 
@@ -330,14 +363,14 @@ def causal_attention(qkv, *, n_head, row_starts, scale=None):
 
     def backward(dout):
         dout = np.ascontiguousarray(dout)
-        return Given(attention_backward(dout, qkv, n_head, row_starts, scale, lse, get_num_threads()))
+        return Donated(attention_backward(dout, qkv, n_head, row_starts, scale, lse, get_num_threads()))
 
     return out, backward
 
 
 @op
 def dropout(x, *, p, rng):
-    """Zero each number with probability p, scale the others by 1 / (1 - p) so that the mean stays."""
+    """Zero each element with probability p, scale the others by 1 / (1 - p) so that the mean stays."""
     kept = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(0 if p == 1 else 1 / (1 - p))
     return x * kept, lambda dout: dout * kept
 
@@ -373,75 +406,82 @@ def cross_entropy(logits, targets):
     def backward(dout):
         if dout != 1:  # in place, since a graph is walked back only once
             np.multiply(dlogits, dout, out=dlogits)
-        return Given(dlogits.reshape(logits.shape)), None
+        return Donated(dlogits.reshape(logits.shape)), None
 
     return losses.sum() / logits.dtype.type(max(1, live)), backward
 
 
+def _check_head(name: str, hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> None:
+    if targets.ndim != 1 or hidden.shape != (len(targets), weight.shape[1]):
+        raise ValueError(f"{name}: hidden is {hidden.shape}, expected {(targets.size, weight.shape[1])} "
+                         f"to match targets {targets.shape} and weight {weight.shape}")
+
+
+def _chunks_of_logits(rows: int, weight: np.ndarray) -> Iterator[slice]:
+    """Split `rows` evenly into parts whose logits take LOGITS_BYTES at most (one row at least)."""
+    most = max(1, LOGITS_BYTES // (len(weight) * weight.itemsize))
+    chunks = -(-rows // most)
+    for chunk in range(chunks):
+        yield slice(rows * chunk // chunks, rows * (chunk + 1) // chunks)
+
+
 @op
-def linear_cross_entropy(hidden, weight, targets, *, total=None):
+def linear_cross_entropy(hidden, weight, targets, *, total=None, wanted):
     """Cross-entropy of logits = hidden @ weight.T, without ever holding all of them: the end of GPT-2.
 
     hidden (N, C), weight (V, C), targets (N,) -> (): the sum over all targets but -100, divided by `total`
     (their number by default; another one where a batch is split into several parts). Rows whose target is
     -100 skip the product with the vocabulary. The others go through in chunks of LOGITS_BYTES, and since
-    the gradient of a chunk's logits replaces them, the gradients of hidden and weight are formed on the way
-    there, while the chunk is in the cache, and only scaled on the way back.
+    the gradient of a chunk's logits replaces them, the gradients of hidden and weight that are wanted are formed
+    in the forward pass, while the chunk is in the cache, and only scaled in the backward pass.
     """
-    if targets.ndim != 1 or hidden.shape != (len(targets), weight.shape[1]):
-        raise ValueError(f"linear_cross_entropy: hidden is {hidden.shape}, expected {(targets.size, weight.shape[1])} "
-                         f"to match targets {targets.shape} and weight {weight.shape}")
+    _check_head("linear_cross_entropy", hidden, weight, targets)
     live = _live_rows("linear_cross_entropy", targets, len(weight))
     total = max(1, live.size if total is None else total)
     rows, targets = hidden[live], targets[live]
-    recording = is_recording()
-    drows = np.empty_like(rows) if recording else None
-    dweight = np.empty_like(weight) if recording and live.size else None
+    wants_hidden, wants_weight, _ = wanted
+    drows = np.empty_like(rows) if wants_hidden else None
+    dweight = (np.empty_like if live.size else np.zeros_like)(weight) if wants_weight else None
     loss = 0.0
-    most = max(1, LOGITS_BYTES // (len(weight) * weight.itemsize))
-    chunks = -(-live.size // most)
-    for chunk in range(chunks):
-        part = slice(live.size * chunk // chunks, live.size * (chunk + 1) // chunks)
-        logits = multiply(rows[part], weight.T)
+    for part in _chunks_of_logits(live.size, weight):
+        logits = _gemm(rows[part], weight.T)
         loss += cross_entropy_in_place(logits, targets[part], 1 / total).sum(dtype=np.float64)
-        if recording:
-            multiply(logits, weight, out=drows[part])
-            multiply(logits.T, rows[part], out=dweight, accumulate=chunk > 0)
+        if wants_hidden:
+            _gemm(logits, weight, out=drows[part])
+        if wants_weight:
+            _gemm(logits.T, rows[part], out=dweight, accumulate=part.start > 0)
 
     def backward(dout):
-        dhidden = np.zeros_like(hidden)
-        if not live.size:
-            return dhidden, np.zeros_like(weight), None
-        dhidden[live] = drows * dout
-        if dout != 1:
+        dhidden = None
+        if wants_hidden:
+            dhidden = np.zeros_like(hidden)
+            dhidden[live] = drows * dout
+        if wants_weight and dout != 1:  # in place, since a graph is walked back only once
             np.multiply(dweight, dout, out=dweight)
-        return dhidden, Given(dweight), None
+        return dhidden, (Donated(dweight) if wants_weight else None), None
 
     return weight.dtype.type(loss / total), backward
 
 
-# ---- what Python writes as operators and methods
+def row_losses(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and likeliest class of each row of logits = hidden @ weight.T, without gradients: for scoring.
+
+    Arrays hidden (N, C), weight (V, C), targets (N,) -> losses (N,) = -log softmax(logits)[target], and the index of
+    the largest logit (N,), the first of several. Where the target is -100 the loss is 0 and the index -1, and no
+    logits are formed; the index is -1 as well where logits are NaN. Like `linear_cross_entropy` it never holds more
+    than LOGITS_BYTES of logits.
+    """
+    _check_head("row_losses", hidden, weight, targets)
+    live = _live_rows("row_losses", targets, len(weight))
+    losses, likeliest = np.zeros(len(targets), weight.dtype), np.full(len(targets), -1)
+    rows, chosen = hidden[live], targets[live].astype(np.int64)
+    for part in _chunks_of_logits(live.size, weight):
+        logits = _gemm(rows[part], weight.T)
+        losses[live[part]], likeliest[live[part]] = losses_and_likeliest(logits, chosen[part])
+    return losses, likeliest
 
 
-def _method(function):
-    return lambda self, *args, **options: function(self, *args, **options)
+# The functions of NumPy that Python's operators call when an array stands on the left: array * tensor.
+OPERATORS = {np.add: add, np.subtract: sub, np.multiply: mul, np.true_divide: div, np.matmul: matmul, np.power: pow}
 
-
-for name, function in dict(add=add, sub=sub, mul=mul, truediv=div, matmul=matmul).items():
-    setattr(Tensor, f"__{name}__", _method(function))
-    setattr(Tensor, f"__r{name}__", lambda self, other, function=function: function(other, self))
-Tensor.__neg__, Tensor.__pow__ = _method(neg), _method(pow)
-Tensor.__getitem__ = lambda self, key: index(self, key=key.data if isinstance(key, Tensor) else key)
-
-
-def _several(arguments: tuple):
-    """f(1, 2) and f((1, 2)) mean the same."""
-    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
-
-
-Tensor.reshape = lambda self, *shape: reshape(self, shape=_several(shape))
-Tensor.transpose = lambda self, *axes: transpose(self, axes=_several(axes) or None)
-
-Tensor.T = property(transpose)
-for function in (sum, mean, exp, log, tanh, relu):
-    setattr(Tensor, function.__name__, _method(function))
+tensor._ops = sys.modules[__name__]  # for the methods of Tensor

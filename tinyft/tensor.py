@@ -1,4 +1,4 @@
-"""Tensor, the `@op` declaration, and the walk back through the graph.
+"""Tensor, the `@op` declaration, and the backward pass through the graph.
 
 An op is an ordinary function on NumPy arrays that returns its result and a nested function `backward`.
 `@op` lets it take Tensors and records one `Node` for each call: who the parents are, and how to turn the
@@ -12,20 +12,29 @@ gradient of the result into gradients of the inputs.
 
 What `backward` needs it finds in the variables around it; what it doesn't name is freed. It is pure: it
 returns one gradient for each positional input and changes nothing that others see. Adding up is done here.
+
+An op for which a gradient is expensive asks which ones are wanted: with a keyword `wanted` in its signature it
+is handed one bool for each positional input, and may return None where it is False.
+
+The graph holds the arrays themselves, not copies. Changing one in place (`x.data += 1`) between the forward and
+the backward pass gives wrong gradients, and nothing can notice it.
 """
 
 import functools
 import heapq
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from types import ModuleType
 
 import numpy as np
 
 FLOATS = (np.float32, np.float64)
 
 
-class Given:
+class Donated:
     """A gradient that nobody else holds or ever will: the receiver may add to it in place."""
 
     __slots__ = ("array",)
@@ -35,70 +44,88 @@ class Given:
 
 
 # A gradient is an array. Where it is as large as the weights, which is worth some care, it can also be a
-# function write(out, accumulate) that fills `out` or adds to it, or an array that is Given away.
-Gradient = np.ndarray | Callable[[np.ndarray, bool], None] | Given | None
-
-OPS: dict[str, Callable] = {}  # every declared op by name; the tests ask for a gradient check of each
+# function write(out, accumulate) that fills `out` or adds to it, or an array that is Donated.
+Gradient = np.ndarray | Callable[[np.ndarray, bool], None] | Donated | None
 
 _creation = itertools.count()
-_recording = True
+_recording = ContextVar("recording", default=True)  # each thread has its own
+_ops: ModuleType = None  # ops.py puts itself here: it imports this file, so that this file cannot import it
 
 
 class Node:
-    """One op call in the graph. It holds no result, only what the way back needs.
+    """One op call in the graph. It holds no result, only what the backward pass needs.
 
     parents: for each positional input a Node, a leaf Tensor, or None where no gradient is wanted.
+    context: the settings (`ContextVar`s) of the forward pass, under which the backward pass runs too.
     order: counts up with every node, so parents always have a smaller one than their children.
     """
 
-    __slots__ = ("op", "parents", "backward", "shape", "dtype", "order", "grad", "owned")
+    __slots__ = ("op", "parents", "backward", "shape", "dtype", "context", "order")
 
     def __init__(self, op: str, parents: tuple, backward: Callable, out: np.ndarray):
         self.op, self.parents, self.backward = op, parents, backward
         self.shape, self.dtype = out.shape, out.dtype
+        self.context = copy_context()
         self.order = next(_creation)
-        self.grad: np.ndarray | None = None
-        self.owned = False
 
 
 class Tensor:
     """An array that remembers how it was made.
 
-    data: a float32 or float64 array (integers where no gradient is asked for). Lists and numbers become
-    float32. grad: after `backward()`, the gradient of a tensor with requires_grad, an array of its shape.
+    data: a float32 or float64 array (integers where no gradient is asked for). Python's lists and numbers become
+    float32. NumPy's own functions don't take Tensors; tinyft's are methods here and functions in `tinyft.ops`.
     """
 
-    __slots__ = ("data", "grad", "owned", "requires_grad", "node")
-    __array_priority__ = 1000  # array * tensor is ours, not an object array of NumPy's
+    __slots__ = ("data", "requires_grad", "node", "_grad", "_grad_is_shared")
 
     def __init__(self, data, requires_grad: bool = False, node: Node | None = None):
         if isinstance(data, Tensor):
             raise TypeError("Tensor(data): data is a Tensor already; use data.data for its array")
-        array = data if isinstance(data, np.ndarray | np.generic) else np.asarray(data)
-        if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        self.data = np.asarray(array)
+        if isinstance(data, np.ndarray | np.generic):
+            self.data = np.asarray(data)
+        else:
+            self.data = np.asarray(data)
+            if self.data.dtype.kind in "iuf":
+                self.data = self.data.astype(np.float32)
         if requires_grad and self.data.dtype not in FLOATS:
             raise TypeError(f"Tensor: requires_grad needs float32 or float64, got {self.data.dtype}")
-        self.grad: np.ndarray | None = None
-        self.owned = False  # whether `grad` was made here, so that a second backward() adds to it in place
         self.requires_grad = requires_grad or node is not None
         self.node = node
+        self._grad: np.ndarray | None = None
+        self._grad_is_shared = False
+
+    @property
+    def grad(self) -> np.ndarray | None:
+        """After `backward()`, the gradient of a tensor with requires_grad: an array of its shape, or None.
+
+        A later backward() adds to it: in place while nobody has seen the array, else in a new one, so that
+        whoever took it, for another tensor's `grad` perhaps, keeps what he has.
+        """
+        self._grad_is_shared = True
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: np.ndarray | None) -> None:
+        self._grad, self._grad_is_shared = gradient, True
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
         return self.data.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
     def dtype(self) -> np.dtype:
+        """The type of the elements."""
         return self.data.dtype
 
     def __len__(self) -> int:
@@ -134,118 +161,235 @@ class Tensor:
         gradient = np.asarray(gradient, self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient is {gradient.shape}, expected {self.shape}, the tensor's shape")
-        _walk_back(self.node or self, gradient)
+        if self.node is None:
+            self._add_to_grad(gradient)
+        else:
+            _backward_pass(self.node, gradient)
+
+    def _add_to_grad(self, gradient: Gradient) -> None:
+        """Unlike a node's, a leaf's first gradient is copied, unless it is donated: users may change it."""
+        total, owned = _add((self._grad, not self._grad_is_shared), gradient, self)
+        self._grad, self._grad_is_shared = total if owned else total.copy(), False
+
+    # ---- what Python writes as operators and methods; see ops.py for each
+
+    def __add__(self, other) -> "Tensor":
+        return _ops.add(self, other)
+
+    def __radd__(self, other) -> "Tensor":
+        return _ops.add(other, self)
+
+    def __sub__(self, other) -> "Tensor":
+        return _ops.sub(self, other)
+
+    def __rsub__(self, other) -> "Tensor":
+        return _ops.sub(other, self)
+
+    def __mul__(self, other) -> "Tensor":
+        return _ops.mul(self, other)
+
+    def __rmul__(self, other) -> "Tensor":
+        return _ops.mul(other, self)
+
+    def __truediv__(self, other) -> "Tensor":
+        return _ops.div(self, other)
+
+    def __rtruediv__(self, other) -> "Tensor":
+        return _ops.div(other, self)
+
+    def __matmul__(self, other) -> "Tensor":
+        return _ops.matmul(self, other)
+
+    def __rmatmul__(self, other) -> "Tensor":
+        return _ops.matmul(other, self)
+
+    def __pow__(self, exponent) -> "Tensor":
+        return _ops.pow(self, exponent)
+
+    def __rpow__(self, base) -> "Tensor":
+        return _ops.pow(base, self)
+
+    def __neg__(self) -> "Tensor":
+        return _ops.neg(self)
+
+    def __getitem__(self, key) -> "Tensor":
+        return _ops.index(self, key=key.data if isinstance(key, Tensor) else key)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs, **options):
+        """`array * tensor` is ours; any other function of NumPy would lose the gradient without a word."""
+        ours = _ops.OPERATORS.get(ufunc)
+        if method == "__call__" and ours is not None and not options:
+            return ours(*inputs)
+        name = ufunc.__name__
+        remedy = f"tinyft.ops.{name}(x)" if hasattr(_ops, name) else "one of the functions in tinyft.ops"
+        raise TypeError(f"numpy.{name} of a Tensor has no gradient; use {remedy}, or x.data for the values alone")
+
+    def reshape(self, *shape) -> "Tensor":
+        """The same elements in another shape: reshape(2, -1) or reshape((2, -1))."""
+        return _ops.reshape(self, shape=_several(shape))
+
+    def transpose(self, *axes) -> "Tensor":
+        """The axes in another order, reversed if none is named: transpose(1, 0) or transpose((1, 0))."""
+        return _ops.transpose(self, axes=_several(axes) or None)
+
+    @property
+    def T(self) -> "Tensor":
+        """The axes reversed."""
+        return _ops.transpose(self)
+
+    def sum(self, *, axis=None, keepdims: bool = False) -> "Tensor":
+        """Sum over one axis, several, or all."""
+        return _ops.sum(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, *, axis=None, keepdims: bool = False) -> "Tensor":
+        """Mean over one axis, several, or all."""
+        return _ops.mean(self, axis=axis, keepdims=keepdims)
+
+    def exp(self) -> "Tensor":
+        """e ** x, element by element."""
+        return _ops.exp(self)
+
+    def log(self) -> "Tensor":
+        """Natural logarithm, element by element."""
+        return _ops.log(self)
+
+    def tanh(self) -> "Tensor":
+        """Hyperbolic tangent, element by element."""
+        return _ops.tanh(self)
+
+    def relu(self) -> "Tensor":
+        """max(x, 0), element by element."""
+        return _ops.relu(self)
 
 
-def _walk_back(last: Node | Tensor, gradient: np.ndarray) -> None:
+def _several(arguments: tuple) -> tuple:
+    """f(1, 2) and f((1, 2)) mean the same."""
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], list | tuple) else arguments
+
+
+def _backward_pass(last: Node, gradient: np.ndarray) -> None:
     """Visit the nodes from the last one made to the first; each is complete when its turn comes.
 
     A heap ordered by creation is all the sorting it takes, and no recursion: a path from child to parent is
     walked once however many others join it.
     """
-    _accumulate(last, gradient)
+    sums = {last: (gradient, False)}  # what has come in for a node so far, and whether that array was made here
+    waiting = [(-last.order, last)]
     del gradient
-    waiting = [(-last.order, last)] if isinstance(last, Node) else []
-    seen = {id(last)}
     while waiting:
         node = heapq.heappop(waiting)[1]
-        if node.backward is None:
-            raise RuntimeError(
-                f"backward: the graph of this '{node.op}' was freed by an earlier backward(); "
-                "compute the forward pass again, or add the losses and call backward() once"
-            )
-        gradients = node.backward(node.grad)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        node.backward, node.grad = None, None
-        if len(gradients) != len(node.parents):
-            raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for "
-                             f"{len(node.parents)} inputs")
+        parents, gradients = node.parents, _gradients_of_inputs(node, sums.pop(node)[0])
         gradient = None
-        for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
+        for parent, gradient in zip(parents, gradients, strict=True):
             if parent is None or gradient is None:
                 continue
-            shape = getattr(gradient.array if isinstance(gradient, Given) else gradient, "shape", parent.shape)
-            if shape != parent.shape:
-                raise ValueError(f"{node.op}: gradient of input {i} is {shape}, "
-                                 f"expected {parent.shape}, the input's shape")
-            _accumulate(parent, gradient)
-            if isinstance(parent, Node) and id(parent) not in seen:
-                seen.add(id(parent))
+            if isinstance(parent, Tensor):
+                parent._add_to_grad(gradient)
+                continue
+            if parent not in sums:
                 heapq.heappush(waiting, (-parent.order, parent))
-        node.parents = ()
-        del gradients, gradient  # or they would live on through the next node's way back
+            sums[parent] = _add(sums.get(parent, (None, False)), gradient, parent)
+        del gradients, gradient  # or they would live on through the next node's backward pass
 
 
-def _accumulate(target: Node | Tensor, gradient: Gradient) -> None:
-    """Add a gradient to target.grad, in place only where that array was made here, or given away.
+def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
+    """Run one node's backward function, check what it returns, and free the node."""
+    if node.backward is None:
+        raise RuntimeError(
+            f"backward: the graph of this '{node.op}' was freed by an earlier backward(); "
+            "compute the forward pass again, or add the losses and call backward() once"
+        )
+    gradients = node.context.run(node.backward, dout)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    if len(gradients) != len(node.parents):
+        raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for {len(node.parents)} inputs")
+    for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
+        if isinstance(gradient, Tensor):
+            raise TypeError(f"{node.op}: backward returned a Tensor as gradient of input {i}, expected an array; "
+                            "compute it from dout and the arrays of the forward pass, or return its .data")
+        if parent is None or gradient is None:
+            continue
+        shape = getattr(gradient.array if isinstance(gradient, Donated) else gradient, "shape", parent.shape)
+        if shape != parent.shape:
+            raise ValueError(f"{node.op}: gradient of input {i} is {shape}, "
+                             f"expected {parent.shape}, the input's shape")
+    node.backward, node.parents, node.context = None, (), None
+    return gradients
 
-    A first gradient is kept as it is in a node, where it will only be read, and copied in a leaf, whose
-    gradient users may change.
+
+def _add(so_far: tuple[np.ndarray | None, bool], gradient: Gradient, like: Node | Tensor) -> tuple[np.ndarray, bool]:
+    """One more gradient on top of (sum, owned), as such a pair.
+
+    owned: whether the array was made here or donated, so that nobody else sees it and it may be added to in place.
+    The first gradient becomes the sum as it is, without a copy. like: has the shape and dtype of the sum.
     """
+    total, owned = so_far
     if callable(gradient):
-        if target.grad is not None and not target.owned:
-            target.grad = target.grad.copy()
-        fresh = target.grad is None
+        fresh = total is None
         if fresh:
-            target.grad = np.empty(target.shape, target.dtype)
-        gradient(target.grad, not fresh)
-        target.owned = True
-        return
-    given = isinstance(gradient, Given)
-    array = np.asarray(gradient.array if given else gradient, target.dtype)
-    if target.grad is None:
-        copy = isinstance(target, Tensor) and not given
-        target.grad = array.copy() if copy else array
-        target.owned = copy or given
-    elif target.owned:
-        target.grad += array
-    elif given:
-        array += target.grad
-        target.grad, target.owned = array, True
-    else:
-        target.grad = target.grad + array
-        target.owned = True
+            total = np.empty(like.shape, like.dtype)
+        elif not owned:
+            total = total.copy()
+        gradient(total, not fresh)
+        return total, True
+    donated = isinstance(gradient, Donated)
+    array = np.asarray(gradient.array if donated else gradient, like.dtype)
+    if total is None:
+        return array, donated
+    if owned:
+        total += array
+        return total, True
+    if donated:
+        array += total
+        return array, True
+    return total + array, True
 
 
 def op(function: Callable) -> Callable:
     """Make `function(*arrays) -> (result, backward)` an op on Tensors; see the top of this file.
 
-    Positional arguments may be Tensors and get gradients; keyword arguments are handed on as they are.
+    Positional arguments may be Tensors and get gradients; keyword arguments are passed through unchanged. Where the
+    function has a keyword `wanted`, it is a tuple with one bool for each positional argument: whether its gradient
+    is wanted. NumPy's float scalars count as Python's floats, so that x * np.sqrt(2) keeps the dtype of x.
     """
-    name = function.__name__
+    name, signature = function.__name__, inspect.signature(function)
+    asks = "wanted" in signature.parameters
 
     @functools.wraps(function)
     def call(*args, **options) -> Tensor:
         for option, value in options.items():
             if isinstance(value, Tensor):
                 raise TypeError(f"{name}: {option} is a Tensor given by name; only positional inputs get gradients")
-        arrays = [arg.data if isinstance(arg, Tensor) else arg for arg in args]
+        recording = _recording.get()
+        parents = tuple(
+            (arg.node or arg) if recording and isinstance(arg, Tensor) and arg.requires_grad else None for arg in args
+        )
+        if asks:
+            options["wanted"] = tuple(parent is not None for parent in parents)
+        arrays = [arg.data if isinstance(arg, Tensor) else float(arg) if isinstance(arg, np.floating) else arg
+                  for arg in args]
         out, backward = function(*arrays, **options)
         out = np.asarray(out)
-        if not _recording:
-            return Tensor(out)
-        parents = tuple(
-            (arg.node or arg) if isinstance(arg, Tensor) and arg.requires_grad else None for arg in args
-        )
         if all(parent is None for parent in parents):
             return Tensor(out)
         return Tensor(out, node=Node(name, parents, backward, out))
 
-    OPS[name] = call
+    call.__signature__ = signature.replace(
+        parameters=[parameter for parameter in signature.parameters.values() if parameter.name != "wanted"])
+    call.is_op = True
     return call
 
 
 def is_recording() -> bool:
-    """Whether ops record the graph now."""
-    return _recording
+    """Whether ops record the graph now, in this thread."""
+    return _recording.get()
 
 
 @contextmanager
-def no_grad():
-    """Within this block ops record nothing: for evaluation and generation."""
-    global _recording
-    before, _recording = _recording, False
+def no_grad() -> Iterator[None]:
+    """Within this block ops record nothing: for evaluation and generation. Other threads go on as they do."""
+    before = _recording.set(False)
     try:
         yield
     finally:
-        _recording = before
+        _recording.reset(before)

@@ -68,7 +68,7 @@ def _embedding_backward(result, dout, ids, dweight) -> Cost:
 
 
 COSTS = {
-    "ops.multiply_arrays": _product,
+    "ops.gemm": _product,
     "ops.attention_forward": _attention_forward,
     "ops.attention_backward": _attention_backward,
     "ops.gelu_forward": _streamed("GELU forward"),

@@ -8,7 +8,7 @@ from numba import get_num_threads
 from tinyft import ops
 from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.jit import HAS_BFLOAT16
-from tinyft.kernels.matmul import matmul
+from tinyft.kernels.matmul import gemm
 from tinyft.tensor import Tensor, no_grad
 
 from .timing import Table, interleaved, ratios
@@ -33,12 +33,12 @@ def _products(rng: np.random.Generator) -> Iterator[tuple[str, int, np.ndarray, 
 def _ways_to_multiply(a: np.ndarray, b: np.ndarray, torch) -> dict[str, Callable[[], object]]:
     """a @ b by everyone, into memory that is there already."""
     out = np.empty((a.shape[0], b.shape[1]), np.float32)
-    ways = {"tinyft": lambda: matmul(a, b, out=out), "NumPy": lambda: np.matmul(a, b, out=out)}
+    ways = {"tinyft": lambda: gemm(a, b, out=out), "NumPy": lambda: np.matmul(a, b, out=out)}
     if torch:
         ta, tb, to = (torch.from_numpy(array) for array in (a, b, out))
         ways["PyTorch"] = lambda: torch.mm(ta, tb, out=to)
     if HAS_BFLOAT16:
-        ways["tinyft_bf16"] = lambda: matmul(a, b, out=out, bfloat16=True)
+        ways["tinyft_bf16"] = lambda: gemm(a, b, out=out, bfloat16=True)
     if HAS_BFLOAT16 and torch:
         ta16, tb16, to16 = ta.bfloat16(), tb.bfloat16(), to.bfloat16()
         ways["PyTorch_bf16"] = lambda: torch.mm(ta16, tb16, out=to16)

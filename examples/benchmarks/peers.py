@@ -37,10 +37,10 @@ def tinyft_step(bfloat16: bool) -> Step:
     """tinyft as `train` uses it."""
     from tinyft import GPT2, AdamW, GPT2Config
     from tinyft.memory import keep_freed_memory
-    from tinyft.ops import use_bfloat16
+    from tinyft.ops import set_product_dtype
 
     keep_freed_memory()
-    use_bfloat16(bfloat16)
+    set_product_dtype("bfloat16" if bfloat16 else "float32")
     model = GPT2(GPT2Config(), np.random.default_rng(0))
     optimizer = AdamW(model, weight_decay=WEIGHT_DECAY)
     return _timed(model.loss, lambda loss: loss.backward(),

@@ -56,3 +56,32 @@ def cross_entropy_and_gradient(logits, targets, scale):
     for row in prange(logits.shape[0]):
         losses[row] = _loss_of_row(logits[row], targets[row], scale, dlogits[row])
     return losses, dlogits
+
+
+@jit(reorder=True)
+def _loss_and_likeliest(logits, target):
+    """One row: -log softmax(logits)[target] and the first index of the largest logit."""
+    top = logits[0]
+    for i in range(logits.size):
+        top = maximum(top, logits[i])
+    total = logits.dtype.type(0)
+    for i in range(logits.size):
+        total += exp(logits[i] - top)
+    likeliest = -1
+    for i in range(logits.size):
+        if logits[i] == top:
+            likeliest = i
+            break
+    return np.log(total) - (logits[target] - top), likeliest
+
+
+@jit(parallel=True)
+def losses_and_likeliest(logits, targets):
+    """Losses (rows,) of logits (rows, V) against targets (rows,), and the index of each row's largest logit.
+
+    The index is -1 in a row with a NaN.
+    """
+    losses, likeliest = np.empty(logits.shape[0], logits.dtype), np.empty(logits.shape[0], np.int64)
+    for row in prange(logits.shape[0]):
+        losses[row], likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
+    return losses, likeliest

@@ -13,7 +13,7 @@ matrix multiplication", 2008; the scheme of BLIS):
   packing    panels and blocks are first copied into the very order in which `tile` reads them, so that all
              its loads are consecutive; a transposed operand only means another way of copying
 
-Storage order is the caller's business: `matmul` takes NumPy views, and `x.T` costs nothing.
+Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing.
 """
 
 import threading
@@ -286,8 +286,8 @@ def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
     return (stored if stored.flags.writeable and stored.flags.aligned else stored.copy()), turned
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
-           accumulate: bool = False, bias: np.ndarray | None = None, bfloat16: bool = False) -> np.ndarray:
+def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
+         accumulate: bool = False, bias: np.ndarray | None = None, bfloat16: bool = False) -> np.ndarray:
     """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
 
     out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of replacing it.
@@ -296,25 +296,25 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     doesn't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
+        raise ValueError(f"gemm: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
     if a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
-        raise TypeError(f"matmul: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
+        raise TypeError(f"gemm: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
     if bfloat16 and (a.dtype != np.float32 or not HAS_BFLOAT16):
-        raise TypeError(f"matmul: bfloat16 needs float32 arrays, got {a.dtype}, and a CPU with AVX-512 BF16, which "
+        raise TypeError(f"gemm: bfloat16 needs float32 arrays, got {a.dtype}, and a CPU with AVX-512 BF16, which "
                         f"this one {'is' if HAS_BFLOAT16 else 'is not'}")
     rows, columns = a.shape[0], b.shape[1]
     if out is None:
         out = np.empty((rows, columns), a.dtype)
         if accumulate:
-            raise ValueError("matmul: accumulate=True needs out, the array to add to")
+            raise ValueError("gemm: accumulate=True needs out, the array to add to")
     elif out.shape != (rows, columns) or out.dtype != a.dtype or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"matmul: out is {out.shape} {out.dtype}, expected C-contiguous, writable "
+        raise ValueError(f"gemm: out is {out.shape} {out.dtype}, expected C-contiguous, writable "
                          f"({rows}, {columns}) {a.dtype}")
     if bias is not None:
         if accumulate:
-            raise ValueError("matmul: bias and accumulate=True exclude each other; add the bias to out first")
+            raise ValueError("gemm: bias and accumulate=True exclude each other; add the bias to out first")
         if bias.shape != (columns,) or bias.dtype != a.dtype:
-            raise ValueError(f"matmul: bias is {bias.shape} {bias.dtype}, expected ({columns},) {a.dtype}")
+            raise ValueError(f"gemm: bias is {bias.shape} {bias.dtype}, expected ({columns},) {a.dtype}")
         bias = np.require(bias, requirements=["C", "W", "A"])
     if a.shape[1] == 0 and not accumulate:
         out[...] = 0 if bias is None else bias
