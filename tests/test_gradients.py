@@ -1,5 +1,7 @@
 """Every op's gradient against central differences, and gradcheck against gradients that are wrong."""
 
+import itertools
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -372,6 +374,110 @@ def test_nan_reaches_the_loss(dtype):
     assert np.isnan(ops.cross_entropy(Tensor(hidden), np.zeros(3, int)).item())
 
 
+# ---- gradients that nobody wants
+
+
+def products_in(monkeypatch, compute):
+    """Shapes (M, K, N) of the products that compute() makes."""
+    shapes, kernel = [], ops.gemm
+
+    def counting(a, b, *args, **options):
+        shapes.append((*a.shape, b.shape[1]))
+        return kernel(a, b, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "gemm", counting)
+        compute()
+    return shapes
+
+
+@pytest.mark.parametrize("wants", list(itertools.product([False, True], repeat=3)))
+def test_linear_forms_only_what_is_wanted(monkeypatch, wants):
+    inputs = [Tensor(x, requires_grad=wanted)
+              for x, wanted in zip((normal(5, 3), normal(3, 4), normal(4)), wants, strict=True)]
+    out = ops.linear(*inputs)
+    assert out.requires_grad == any(wants)
+    if any(wants):
+        found = products_in(monkeypatch, lambda: out.backward(normal(5, 4)))
+        assert found == [(5, 4, 3)] * wants[0] + [(3, 5, 4)] * wants[1]
+    assert [x.grad is not None for x in inputs] == list(wants)
+
+
+@pytest.mark.parametrize("shapes", [((5, 3), (3, 4)), ((2, 5, 3), (3, 4)), ((2, 5, 3), (2, 3, 4))])
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_matmul_forms_only_what_is_wanted(monkeypatch, shapes, wanted):
+    inputs = [Tensor(normal(*shape), requires_grad=i == wanted) for i, shape in enumerate(shapes)]
+    both = [Tensor(x.data, requires_grad=True) for x in inputs]
+    out, dout = inputs[0] @ inputs[1], normal(*np.matmul(*(x.data for x in inputs)).shape)
+    alone = products_in(monkeypatch, lambda: out.backward(dout))
+    out = both[0] @ both[1]
+    assert len(alone) < len(products_in(monkeypatch, lambda: out.backward(dout)))
+    np.testing.assert_array_equal(inputs[wanted].grad, both[wanted].grad)
+    assert inputs[1 - wanted].grad is None
+
+
+@pytest.mark.parametrize(("wants_hidden", "wants_weight"), [(False, False), (True, False), (False, True), (True, True)])
+def test_frozen_output_layer_forms_no_gradient(monkeypatch, wants_hidden, wants_weight):
+    rows, size, vocabulary = int((TARGETS != -100).sum()), 3, 50
+    hidden, weight = Tensor(normal(7, size), wants_hidden), Tensor(normal(vocabulary, size), wants_weight)
+
+    def step():
+        loss = ops.linear_cross_entropy(hidden, weight, TARGETS)
+        if loss.requires_grad:
+            loss.backward()
+
+    expected = [(rows, size, vocabulary)]
+    expected += [(rows, vocabulary, size)] * wants_hidden + [(vocabulary, rows, size)] * wants_weight
+    assert products_in(monkeypatch, step) == expected
+    assert (hidden.grad is not None, weight.grad is not None) == (wants_hidden, wants_weight)
+    if wants_hidden or wants_weight:
+        _, dhidden, dweight = loss_and_gradients(hidden.data, weight.data, TARGETS)
+        for x, gradient in ((hidden, dhidden), (weight, dweight)):
+            if x.requires_grad:
+                np.testing.assert_array_equal(x.grad, gradient)
+
+
+def test_no_array_of_the_weight_s_size_for_a_frozen_output_layer():
+    hidden, weight = Tensor(normal(4, 64), requires_grad=True), Tensor(normal(20_000, 64))
+    targets = np.array([1, 2, 3, 4])
+    ops.linear_cross_entropy(hidden, weight, targets).backward()  # compiled, and buffers made
+    tracemalloc.start()
+    try:
+        ops.linear_cross_entropy(hidden, weight, targets).backward()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < weight.data.nbytes / 2  # the logits of four rows, and little else
+
+
+# ---- losses of single rows
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 100])
+def test_row_losses(rng, dtype, monkeypatch, rows_at_a_time):
+    hidden, weight = rng.standard_normal((23, 6)).astype(dtype), rng.standard_normal((11, 6)).astype(dtype)
+    targets = np.where(rng.random(23) < 0.3, -100, rng.integers(0, 11, 23))
+    monkeypatch.setattr(ops, "LOGITS_BYTES", rows_at_a_time * 11 * weight.itemsize)
+    losses, likeliest = ops.row_losses(hidden, weight, targets)
+    logits = hidden.astype(np.float64) @ weight.T.astype(np.float64)
+    expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(23), np.maximum(targets, 0)]
+    assert losses.dtype == dtype and losses.shape == likeliest.shape == (23,)
+    np.testing.assert_allclose(losses, np.where(targets == -100, 0, expected), rtol=50 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(likeliest, np.where(targets == -100, -1, logits.argmax(axis=1)))
+    total = ops.linear_cross_entropy(hidden, weight, targets, total=1).item()
+    np.testing.assert_allclose(losses.sum(dtype=np.float64), total, rtol=50 * np.finfo(dtype).eps)
+
+
+def test_row_losses_at_the_edges(dtype):
+    hidden, weight = np.ones((3, 2), dtype), np.ones((4, 2), dtype)
+    hidden[1, 0] = np.nan
+    losses, likeliest = ops.row_losses(hidden, weight, np.array([0, 1, -100]))
+    assert np.isnan(losses[1]) and losses[2] == 0
+    np.testing.assert_array_equal(likeliest, [0, -1, -1])  # of equal ones the first; none among NaN; not asked for
+    losses, likeliest = ops.row_losses(hidden[:0], weight, np.zeros(0, int))
+    assert losses.shape == likeliest.shape == (0,)
+
+
 # ---- what does not fit is named
 
 ONES = np.ones
@@ -401,6 +507,8 @@ ONES = np.ones
      [r"\(2, 3\)", r"\(2, 4\)"]),
     (lambda: ops.linear_cross_entropy(ONES((4, 3)), ONES((5, 3)), np.zeros((2, 2), int)), ValueError, [r"\(2, 2\)"]),
     (lambda: ops.linear_cross_entropy(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError, ["0 to 5", "0 to 4"]),
+    (lambda: ops.row_losses(ONES((2, 3)), ONES((5, 4)), np.array([0, 1])), ValueError, ["row_losses", r"\(2, 4\)"]),
+    (lambda: ops.row_losses(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError, ["row_losses", "0 to 5"]),
 ])
 def test_error_names_what_is_wrong(call, error, says):
     with pytest.raises(error, match=".*".join(says)):

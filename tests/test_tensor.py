@@ -1,6 +1,8 @@
 """The graph: what is recorded, in which order it is walked back, who owns which gradient, what is freed."""
 
 import gc
+import inspect
+import threading
 import time
 import weakref
 
@@ -357,6 +359,33 @@ def test_op_that_returns_an_array_it_keeps():
     np.testing.assert_array_equal(x.data, [1, 2])
 
 
+@pytest.mark.parametrize("again", ["a", "b"])
+@pytest.mark.parametrize("use", [
+    lambda x: (x * 3).sum(), lambda x: ops.linear(Tensor(np.ones((1, 2))), x, np.zeros(1)),
+])
+def test_a_gradient_given_to_another_leaf_stays_its_own(use, again):
+    """a.grad = b.grad, then one more backward() on either: the other's must not move."""
+    leaves = {"a": leaf([[1.0], [2.0]]), "b": leaf([[5.0], [6.0]])}
+    for x in leaves.values():
+        use(x).backward(np.ones(use(x).shape))
+    leaves["a"].grad = leaves["b"].grad
+    before = leaves["a"].grad.copy()
+    use(leaves[again]).backward(np.ones(use(leaves[again]).shape))
+    other = {"a": "b", "b": "a"}[again]
+    np.testing.assert_array_equal(leaves[other].grad, before)
+    np.testing.assert_array_equal(leaves[again].grad, 2 * before)
+
+
+def test_a_gradient_that_nobody_has_seen_is_added_to_in_place():
+    """So that gradient accumulation makes no copy of every weight's gradient."""
+    weight, arrays = leaf(np.ones((2, 3))), []
+    for _ in range(3):
+        ops.linear(Tensor(np.ones((4, 2))), weight, np.zeros(3)).sum().backward()
+        arrays.append(weight._grad)
+    assert arrays[0] is arrays[1] is arrays[2]
+    np.testing.assert_array_equal(weight.grad, 12)
+
+
 # ---- what is wrong is named
 
 
@@ -547,3 +576,128 @@ def test_targets_that_are_no_integers_are_refused(targets):
         ops.cross_entropy(Tensor(np.ones((2, 3))), targets)
     with pytest.raises(TypeError, match="expected integers"):
         ops.linear_cross_entropy(Tensor(np.ones((2, 3))), Tensor(np.ones((4, 3))), targets)
+
+
+# ---- threads
+
+
+def test_no_grad_in_one_thread_leaves_others_alone():
+    """Entered and left in turns, as two threads that generate do: whoever leaves last must not leave it off."""
+    entered, left = threading.Barrier(2), threading.Barrier(2)
+    found = {}
+
+    def generate(name, first_to_leave):
+        with no_grad():
+            entered.wait(10)
+            found[name] = (leaf([1.0]) * 2).requires_grad
+            if not first_to_leave:
+                left.wait(10)
+        if first_to_leave:
+            left.wait(10)
+        found[name, "after"] = is_recording()
+
+    threads = [threading.Thread(target=generate, args=(name, name == "a")) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    entered_here = is_recording()
+    for thread in threads:
+        thread.join()
+    assert entered_here and is_recording()
+    assert found == {"a": False, "b": False, ("a", "after"): True, ("b", "after"): True}
+
+
+def test_no_grad_is_not_for_threads_that_start_within_it():
+    found = []
+    with no_grad():
+        thread = threading.Thread(target=lambda: found.append(is_recording()))
+        thread.start()
+        thread.join()
+    assert found == [True]
+
+
+# ---- gradients on demand
+
+
+@op
+def remember_wanted(x, y, *, into, wanted):
+    into.append(wanted)
+    return x + y, lambda dout: (dout if wanted[0] else None, dout if wanted[1] else None)
+
+
+def test_an_op_learns_which_gradients_are_wanted():
+    x, constant, into = leaf([1.0]), Tensor(np.array([2.0])), []
+    remember_wanted(x, constant, into=into).backward()
+    remember_wanted(constant, x * 2, into=into).backward()
+    remember_wanted(2.0, constant, into=into)
+    remember_wanted(x, x, into=into)
+    with no_grad():
+        remember_wanted(x, x, into=into)
+    assert into == [(True, False), (False, True), (False, False), (True, True), (False, False)]
+    np.testing.assert_array_equal(x.grad, [3])
+
+
+def test_wanted_is_no_part_of_the_signature():
+    assert list(inspect.signature(ops.linear).parameters) == ["x", "weight", "bias"]
+    assert list(inspect.signature(remember_wanted).parameters) == ["x", "y", "into"]
+
+
+# ---- Python's and NumPy's numbers and functions
+
+
+@pytest.mark.parametrize("values", [[1, 2], 2, [[1], [2]], 2.5, np.pi])
+def test_python_numbers_can_require_grad(values):
+    x = Tensor(values, requires_grad=True)
+    assert x.dtype == np.float32
+    (x * x).sum().backward()
+    np.testing.assert_allclose(x.grad, 2 * np.float32(values), rtol=1e-6)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: x * np.sqrt(2), lambda x: np.sqrt(2) * x, lambda x: x + np.float64(1), lambda x: np.float64(3) / x,
+    lambda x: x ** np.float64(2), lambda x: x - np.arange(3.0)[1], lambda x: np.float64(2) ** x,
+])
+def test_numpy_scalars_keep_float32(f):
+    x = leaf([1.0, 2.0], np.float32)
+    out = f(x)
+    assert type(out) is Tensor and out.dtype == np.float32
+    out.sum().backward()
+    assert x.grad.dtype == np.float32
+
+
+def test_number_to_the_power_of_a_tensor():
+    x = leaf([3.0, -1.0, 0.0])
+    out = 2**x
+    np.testing.assert_array_equal(out.data, [8, 0.5, 1])
+    out.sum().backward()
+    np.testing.assert_allclose(x.grad, np.log(2) * out.data, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("f", "says"), [
+    (np.exp, r"numpy.exp of a Tensor.*tinyft.ops.exp\(x\).*x.data"), (np.sin, "numpy.sin.*tinyft.ops.*x.data"),
+    (np.add.reduce, "numpy.add"), (lambda x: np.equal(np.ones(2), x), "numpy.equal"),
+    (lambda x: np.add(np.ones(2), x, out=np.ones(2)), "numpy.add"),
+])
+def test_functions_of_numpy_are_refused(f, says):
+    with pytest.raises(TypeError, match=says):
+        f(leaf([1.0, 2.0]))
+
+
+def test_backward_that_returns_a_tensor_is_named():
+    @op
+    def too_clever(x):
+        return x * 2, lambda dout: Tensor(dout * 2)
+
+    with pytest.raises(TypeError, match="too_clever: backward returned a Tensor as gradient of input 0.*expected an"):
+        too_clever(leaf([1.0])).backward()
+
+
+def test_methods_are_found_where_they_are_defined():
+    for name in ("__add__", "__rmul__", "sum", "mean", "exp", "reshape", "transpose"):
+        method = vars(Tensor)[name]
+        assert method.__qualname__ == f"Tensor.{name}" and method.__module__ == "tinyft.tensor"
+
+
+def test_ops_and_tensor_can_be_imported_in_any_order(run_python):
+    for first in ("tinyft.tensor", "tinyft.ops"):
+        done = run_python(f"import {first}; from tinyft.tensor import Tensor; print((Tensor(2) * 3).item())")
+        assert done.stdout.strip() == "6.0", done.stderr
