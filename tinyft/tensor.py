@@ -276,10 +276,10 @@ def _backward_pass(last: Node, gradient: np.ndarray) -> None:
     sums = {last: (gradient, False)}  # what has come in for a node so far, and whether that array was made here
     waiting = [(-last.order, last)]
     del gradient
-    while waiting:
-        node = heapq.heappop(waiting)[1]
-        parents, gradients = node.parents, _gradients_of_inputs(node, sums.pop(node)[0])
-        gradient = None
+
+    def visit(node: Node) -> None:
+        parents = node.parents
+        gradients = _gradients_of_inputs(node, sums.pop(node)[0])
         for parent, gradient in zip(parents, gradients, strict=True):
             if parent is None or gradient is None:
                 continue
@@ -289,7 +289,10 @@ def _backward_pass(last: Node, gradient: np.ndarray) -> None:
             if parent not in sums:
                 heapq.heappush(waiting, (-parent.order, parent))
             sums[parent] = _add(sums.get(parent, (None, False)), gradient, parent)
-        del gradients, gradient  # or they would live on through the next node's backward pass
+
+    while waiting:
+        node = heapq.heappop(waiting)[1]
+        node.context.run(visit, node)
 
 
 def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
@@ -299,7 +302,7 @@ def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
             f"backward: the graph of this '{node.op}' was freed by an earlier backward(); "
             "compute the forward pass again, or add the losses and call backward() once"
         )
-    gradients = node.context.run(node.backward, dout)
+    gradients = node.backward(dout)
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     if len(gradients) != len(node.parents):
         raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for {len(node.parents)} inputs")
@@ -313,7 +316,7 @@ def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
         if shape != parent.shape:
             raise ValueError(f"{node.op}: gradient of input {i} is {shape}, "
                              f"expected {parent.shape}, the input's shape")
-    node.backward, node.parents, node.context = None, (), None
+    node.backward, node.parents = None, ()
     return gradients
 
 

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import Vectors, lanes_of, new_counter, numbers_per_item, pointer_to, take_number
+from .simd import Vectors, as_factor, lanes_of, new_counter, numbers_per_item, pointer_to, take_number
 
 K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
 ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
@@ -216,7 +216,7 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
 
 
 @jit(reorder=True)
-def _add_weighted_rows(weights, b, columns, left, out):
+def _add_weighted_rows(weights, b, columns, left, out, packed):
     """out += weights @ b[:, left : left + out.size], four rows of b at a time to save passes over out."""
     k = 0
     while k + 4 <= weights.size:
@@ -224,45 +224,50 @@ def _add_weighted_rows(weights, b, columns, left, out):
         row0, row1 = b[at : at + out.size], b[at + columns : at + columns + out.size]
         row2 = b[at + 2 * columns : at + 2 * columns + out.size]
         row3 = b[at + 3 * columns : at + 3 * columns + out.size]
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        w0, w1 = as_factor(packed, weights[k]), as_factor(packed, weights[k + 1])
+        w2, w3 = as_factor(packed, weights[k + 2]), as_factor(packed, weights[k + 3])
         for j in range(out.size):
-            out[j] += w0 * row0[j] + w1 * row1[j] + w2 * row2[j] + w3 * row3[j]
+            out[j] += (w0 * as_factor(packed, row0[j]) + w1 * as_factor(packed, row1[j])
+                       + w2 * as_factor(packed, row2[j]) + w3 * as_factor(packed, row3[j]))
         k += 4
     while k < weights.size:
-        row0, w0 = b[k * columns + left : k * columns + left + out.size], weights[k]
+        row0, w0 = b[k * columns + left : k * columns + left + out.size], as_factor(packed, weights[k])
         for j in range(out.size):
-            out[j] += w0 * row0[j]
+            out[j] += w0 * as_factor(packed, row0[j])
         k += 1
 
 
 @jit(reorder=True)
-def _dot(x, y):
+def _dot(x, y, packed):
     total = x.dtype.type(0)
     for i in range(x.size):
-        total += x[i] * y[i]
+        total += as_factor(packed, x[i]) * as_factor(packed, y[i])
     return total
 
 
 @jit(parallel=True)
-def _multiply_vector(a, b, b_turned, out, width):
-    """out += a @ B for one row a (K,), without packing: each number of B is used only once."""
+def _multiply_vector(a, b, b_turned, out, width, packed):
+    """out += a @ B for one row a (K,), without packing: each element of B is used only once.
+
+    packed: of the type that factors would be packed in, so that one row is rounded like many.
+    """
     flat_b = b.reshape(-1)
     for block in prange((out.size + width - 1) // width):
         left, right = block * width, min(out.size, (block + 1) * width)
         if b_turned:
             for j in range(left, right):
-                out[j] += _dot(a, b[j])
+                out[j] += _dot(a, b[j], packed)
         else:
-            _add_weighted_rows(a, flat_b, b.shape[1], left, out[left:right])
+            _add_weighted_rows(a, flat_b, b.shape[1], left, out[left:right], packed)
 
 
 _scratch = threading.local()
 
 
-def _workspace(dtype: np.dtype, threads: int, bfloat16: bool):
-    """Buffers for packing, kept for the next product: fresh memory costs page faults."""
-    packed = np.dtype(np.uint32) if bfloat16 else dtype
-    kept = _scratch.__dict__.setdefault((packed, threads), None)
+def _workspace(dtype: np.dtype, threads: int, packed: np.dtype):
+    """Buffers for packing, kept for this thread's next product: fresh memory costs page faults."""
+    key = f"{packed} {threads}"
+    kept = getattr(_scratch, key, None)
     if kept is None:
         lanes = VECTOR_BYTES // dtype.itemsize
         row_panels = max(1, ROW_BLOCK_BYTES // (K_BLOCK * TILE_ROWS * dtype.itemsize))
@@ -271,7 +276,7 @@ def _workspace(dtype: np.dtype, threads: int, bfloat16: bool):
             np.empty(COLUMN_BLOCK_BYTES // dtype.itemsize, packed),
             np.empty((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
         )
-        _scratch.__dict__[(packed, threads)] = kept
+        setattr(_scratch, key, kept)
     return kept
 
 
@@ -322,15 +327,15 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
         return out
     stored_a, a_turned = _as_stored(a)
     stored_b, b_turned = _as_stored(b)
-    threads = get_num_threads()
+    threads, packed = get_num_threads(), np.dtype(np.uint32) if bfloat16 else a.dtype
     if rows == 1:
         if not accumulate:
             out[...] = 0 if bias is None else bias
         width = max(64, -(-columns // threads))
-        _multiply_vector(stored_a.reshape(-1), stored_b, b_turned, out.reshape(-1), width)
+        _multiply_vector(stored_a.reshape(-1), stored_b, b_turned, out.reshape(-1), width, np.empty(0, packed))
         return out
     if bias is None:
         bias = np.empty(0, a.dtype)
     _multiply(stored_a, a_turned, stored_b, b_turned, out, accumulate, bias,
-              *_workspace(a.dtype, threads, bfloat16), threads)
+              *_workspace(a.dtype, threads, packed), threads)
     return out

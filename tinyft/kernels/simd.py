@@ -29,25 +29,49 @@ def numbers_per_item(typingctx, packed):
     return types.intp(packed), codegen
 
 
+def round_to_bfloat16(builder, values, bits: ir.Type):
+    """Emit float32 -> uint32 whose upper half is the nearest bfloat16, ties to even; a number or a whole vector.
+
+    Half of the last place that stays is added, less one bit where that place is even, and carries do the rest: they
+    reach the exponent where they should, up to infinity. In a NaN they would too, so NaNs are made quiet instead.
+    """
+    lanes = bits.count if isinstance(bits, ir.VectorType) else None
+
+    def constant(number):
+        return ir.Constant(bits, number if lanes is None else [number] * lanes)
+
+    number = builder.bitcast(values, bits)
+    last_place = builder.and_(builder.lshr(number, constant(16)), constant(1))
+    nearest = builder.add(builder.add(number, last_place), constant(0x7FFF))
+    quiet = builder.or_(number, constant(0x00400000))
+    return builder.select(builder.fcmp_unordered("uno", values, values), quiet, nearest)
+
+
 @intrinsic
-def bits_of(typingctx, x):
-    """The bits of a float32 as uint32."""
+def bfloat16_pair(typingctx, even, odd):
+    """Two float32 as one pair of bfloat16; see `round_to_bfloat16`."""
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(32))
+        bits = ir.IntType(32)
+        low, high = (round_to_bfloat16(builder, value, bits) for value in args)
+        low = builder.lshr(low, ir.Constant(bits, 16))
+        return builder.or_(low, builder.and_(high, ir.Constant(bits, 0xFFFF0000)))
 
-    return types.uint32(types.float32), codegen
+    return types.uint32(types.float32, types.float32), codegen
 
 
-@jit(inline=True)
-def bfloat16_pair(even, odd):
-    """Two float32 as one pair of bfloat16, each rounded to the nearest, ties to even."""
-    one, half = np.uint32(1), np.uint32(0x7FFF)
-    shift, upper = np.uint32(16), np.uint32(0xFFFF0000)
-    low, high = bits_of(even), bits_of(odd)
-    low += half + ((low >> shift) & one)
-    high += half + ((high >> shift) & one)
-    return (low >> shift) | (high & upper)
+@intrinsic
+def as_factor(typingctx, packed, x):
+    """x as a product sees it: rounded to bfloat16 where `packed` holds bfloat16 pairs, else as it is."""
+
+    def codegen(context, builder, signature, args):
+        if packed.dtype != types.uint32:
+            return args[1]
+        bits = ir.IntType(32)
+        upper = builder.and_(round_to_bfloat16(builder, args[1], bits), ir.Constant(bits, 0xFFFF0000))
+        return builder.bitcast(upper, args[1].type)
+
+    return x(packed, x), codegen
 
 
 @intrinsic
@@ -111,19 +135,11 @@ class Vectors:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
     def pair(self, even, odd):
-        """Two vectors of float32 as one of bfloat16 pairs, each rounded to the nearest, ties to even."""
+        """Two vectors of float32 as one of bfloat16 pairs; see `round_to_bfloat16`."""
         bits = ir.VectorType(ir.IntType(32), self.lanes)
-
-        def constant(number):
-            return ir.Constant(bits, [number] * self.lanes)
-
-        def rounded(values):
-            number = self.builder.bitcast(values, bits)
-            last = self.builder.and_(self.builder.lshr(number, constant(16)), constant(1))
-            return self.builder.add(self.builder.add(number, last), constant(0x7FFF))
-
-        low = self.builder.lshr(rounded(even), constant(16))
-        return self.builder.or_(low, self.builder.and_(rounded(odd), constant(0xFFFF0000)))
+        low, high = (round_to_bfloat16(self.builder, values, bits) for values in (even, odd))
+        low = self.builder.lshr(low, ir.Constant(bits, [16] * self.lanes))
+        return self.builder.or_(low, self.builder.and_(high, ir.Constant(bits, [0xFFFF0000] * self.lanes)))
 
     def at(self, pointer, offset: int):
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
