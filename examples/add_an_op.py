@@ -14,7 +14,7 @@ def silu(x):
     # 1. The forward pass, on plain NumPy arrays.
     sigmoid = 1 / (1 + np.exp(-x))
 
-    # 2. The way back, nested inside: it sees x and sigmoid, so nothing has to be stored by hand.
+    # 2. The backward pass, nested inside: it sees x and sigmoid, so nothing has to be stored by hand.
     #    out = x * s  =>  dout/dx = s + x * s * (1 - s)
     def backward(dout):
         return dout * (sigmoid + x * sigmoid * (1 - sigmoid))

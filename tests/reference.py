@@ -158,10 +158,11 @@ def attention_gradient(dout, qkv, heads, row_starts, magnitude=False):
 # ---- checks that also run in a fresh interpreter with narrower vectors, see test_jit.py
 
 
-def check_matmul(rng, rows, depth, columns, dtype, a_turned=False, b_turned=False, bias=False, accumulate=False):
-    a = rng.standard_normal((depth, rows) if a_turned else (rows, depth)).astype(dtype)
-    b = rng.standard_normal((columns, depth) if b_turned else (depth, columns)).astype(dtype)
-    a, b = a.T if a_turned else a, b.T if b_turned else b
+def check_matmul(rng, rows, depth, columns, dtype, a_transposed=False, b_transposed=False, bias=False,
+                 accumulate=False):
+    a = rng.standard_normal((depth, rows) if a_transposed else (rows, depth)).astype(dtype)
+    b = rng.standard_normal((columns, depth) if b_transposed else (depth, columns)).astype(dtype)
+    a, b = a.T if a_transposed else a, b.T if b_transposed else b
     extra = rng.standard_normal(columns if bias else (rows, columns)).astype(dtype)
     out = extra.copy() if accumulate else None
     got = gemm(a, b, out=out, accumulate=accumulate, bias=extra if bias else None)
@@ -225,9 +226,9 @@ def check_decode(rng, length, heads, size, dtype):
 def check_a_few_shapes():
     """Of the two kernels that name vectors, in one type: compiling is what takes the time."""
     rng = np.random.default_rng(0)
-    for a_turned in (False, True):
-        for b_turned in (False, True):
-            check_matmul(rng, 31, 389, 67, np.float32, a_turned, b_turned, bias=True)
-            check_matmul(rng, 6, 5, 3, np.float32, a_turned, b_turned)
+    for a_transposed in (False, True):
+        for b_transposed in (False, True):
+            check_matmul(rng, 31, 389, 67, np.float32, a_transposed, b_transposed, bias=True)
+            check_matmul(rng, 6, 5, 3, np.float32, a_transposed, b_transposed)
     check_attention(rng, [1, 0, 97, 13], 3, 5, np.float32)
     check_attention(rng, [64], 2, 32, np.float32)

@@ -32,14 +32,14 @@ def bfloat16_products():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 70, 67), (1, 2000, 769), (2, 1, 1), (3, 5, 7),
                                    (TILE_ROWS, 32, 16), (15, 33, 17), (29, 64, K_BLOCK + 3),
                                    (97, 211, 769), (5, 2000, 31), (2, 3, 0)])
-@pytest.mark.parametrize("a_turned", [False, True])
-@pytest.mark.parametrize("b_turned", [False, True])
-def test_product_of_rounded_factors(shape, a_turned, b_turned):
+@pytest.mark.parametrize("a_transposed", [False, True])
+@pytest.mark.parametrize("b_transposed", [False, True])
+def test_product_of_rounded_factors(shape, a_transposed, b_transposed):
     rows, columns, depth = shape
     rng = np.random.default_rng(sum(shape))
-    a = rng.standard_normal((depth, rows) if a_turned else (rows, depth), np.float32)
-    b = rng.standard_normal((columns, depth) if b_turned else (depth, columns), np.float32)
-    a, b = a.T if a_turned else a, b.T if b_turned else b
+    a = rng.standard_normal((depth, rows) if a_transposed else (rows, depth), np.float32)
+    b = rng.standard_normal((columns, depth) if b_transposed else (depth, columns), np.float32)
+    a, b = a.T if a_transposed else a, b.T if b_transposed else b
     out = rng.standard_normal((rows, columns), np.float32)
     expected = rounded(a) @ rounded(b)
     # Each sum of `depth` float32 products is off by at most (depth + 1) * eps times the sum of their sizes.
@@ -97,21 +97,21 @@ def test_rounding_of_all_kinds_of_bits(rng):
     np.testing.assert_array_equal(factors.view(np.uint32), bits)  # as they are
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_packing_rounds_whole_vectors_the_same(rng, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_packing_rounds_whole_vectors_the_same(rng, transposed):
     """Panels of B, packed by whole vectors or by loops: each NaN of whatever bits stays one, and is quiet."""
     depth, columns = 64, 67
-    bits = rng.integers(0, 2**32, (columns, depth) if turned else (depth, columns), dtype=np.uint32)
+    bits = rng.integers(0, 2**32, (columns, depth) if transposed else (depth, columns), dtype=np.uint32)
     bits.reshape(-1)[rng.permutation(bits.size)[: 20 * len(ODD)]] = np.tile(np.array(ODD, np.uint32), 20)
     width = TILE_VECTORS * VECTOR_BYTES // 4
     panels = -(-columns // width)
     packed = np.zeros(panels * depth // 2 * width, np.uint32)
-    pack_columns(bits.view(np.float32).reshape(-1), 0, bits.shape[1], turned, columns, depth, packed, 0,
+    pack_columns(bits.view(np.float32).reshape(-1), 0, bits.shape[1], transposed, columns, depth, packed, 0,
                  depth // 2 * width)
     got = packed.reshape(panels, depth // 2, width)
     for k in range(depth):
         row = got[:, k // 2].reshape(-1)[:columns] >> 16 * (k % 2) & 0xFFFF
-        source = bits[:, k] if turned else bits[k]
+        source = bits[:, k] if transposed else bits[k]
         np.testing.assert_array_equal(row, [rounded_bits(int(n)) for n in source])
 
 

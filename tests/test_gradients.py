@@ -70,7 +70,7 @@ CASES = {
         (ops.transpose, [normal(2, 3)]),
         *((lambda x, axes=axes: ops.transpose(x, axes=axes), [normal(2, 3, 4)]) for axes in [None, (0, 1, 2), (1, 2, 0),
                                                                                            (2, 0, 1), (0, 2, 1)]),
-        # Axes counted from the end; all of one length, so that a wrong way back has the right shape.
+        # Axes counted from the end; all of one length, so that a wrong backward pass has the right shape.
         *((lambda x, axes=axes: ops.transpose(x, axes=axes), [normal(3, 3, 3)]) for axes in [(0, -1, -2), (-1, 0, 1)]),
     ],
     "index": indexed(1, -1, slice(1, 3), (slice(None), 2), np.array([0, 0, 3, 0]), (np.array([1, 1]), np.array([2, 2])),

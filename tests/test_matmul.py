@@ -8,10 +8,10 @@ from reference import assert_within, check_matmul, sum_error, wide
 
 from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, gemm
 
-TURNS = [(False, False), (False, True), (True, False), (True, True)]
+ORDERS = [(False, False), (False, True), (True, False), (True, True)]
 
 
-@pytest.mark.parametrize(("a_turned", "b_turned"), TURNS)
+@pytest.mark.parametrize(("a_transposed", "b_transposed"), ORDERS)
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
     [
@@ -26,28 +26,28 @@ TURNS = [(False, False), (False, True), (True, False), (True, True)]
         (257, 13, 5),
     ],
 )
-def test_matches_numpy(rng, dtype, rows, depth, columns, a_turned, b_turned):
-    check_matmul(rng, rows, depth, columns, dtype, a_turned, b_turned)
-    check_matmul(rng, rows, depth, columns, dtype, a_turned, b_turned, bias=True)
-    check_matmul(rng, rows, depth, columns, dtype, a_turned, b_turned, accumulate=True)
+def test_matches_numpy(rng, dtype, rows, depth, columns, a_transposed, b_transposed):
+    check_matmul(rng, rows, depth, columns, dtype, a_transposed, b_transposed)
+    check_matmul(rng, rows, depth, columns, dtype, a_transposed, b_transposed, bias=True)
+    check_matmul(rng, rows, depth, columns, dtype, a_transposed, b_transposed, accumulate=True)
 
 
 sizes = st.integers(1, 80) | st.sampled_from([97, 128, 191, 256])
 
 
-@given(rows=sizes, depth=sizes, columns=sizes, turns=st.sampled_from(TURNS), dtype=st.sampled_from(["f4", "f8"]),
+@given(rows=sizes, depth=sizes, columns=sizes, orders=st.sampled_from(ORDERS), dtype=st.sampled_from(["f4", "f8"]),
        extra=st.sampled_from([{}, {"bias": True}, {"accumulate": True}]), seed=st.integers(0, 2**16))
-def test_any_shape(rows, depth, columns, turns, dtype, extra, seed):
-    check_matmul(np.random.default_rng(seed), rows, depth, columns, np.dtype(dtype), *turns, **extra)
+def test_any_shape(rows, depth, columns, orders, dtype, extra, seed):
+    check_matmul(np.random.default_rng(seed), rows, depth, columns, np.dtype(dtype), *orders, **extra)
 
 
-@pytest.mark.parametrize("a_turned", [False, True])
-def test_more_rows_and_columns_than_one_block(rng, a_turned):
+@pytest.mark.parametrize("a_transposed", [False, True])
+def test_more_rows_and_columns_than_one_block(rng, a_transposed):
     # 1,100 rows are three blocks of A; 2,100 columns more than the packed panels of B hold at once (float32:
     # 8 MB / (1,024 x 4 bytes) = 2,048).
-    check_matmul(rng, 1100, 400, 50, np.float32, a_turned=a_turned)
-    check_matmul(rng, 30, K_BLOCK, 2100, np.float32, a_turned=a_turned, bias=True)
-    check_matmul(rng, 30, 2 * K_BLOCK - 1, 2100, np.float32, b_turned=True, accumulate=True)
+    check_matmul(rng, 1100, 400, 50, np.float32, a_transposed=a_transposed)
+    check_matmul(rng, 30, K_BLOCK, 2100, np.float32, a_transposed=a_transposed, bias=True)
+    check_matmul(rng, 30, 2 * K_BLOCK - 1, 2100, np.float32, b_transposed=True, accumulate=True)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(0, 3, 4), (3, 4, 0), (0, 0, 0), (1, 5, 0)])

@@ -481,8 +481,8 @@ def test_nothing_is_recorded_for_constants():
     lambda y: -y, lambda y: y.exp(), lambda y: y.tanh(), lambda y: ops.softmax(y), lambda y: y + 1, lambda y: 1 - y,
     lambda y: y.sum(), lambda y: y.mean(axis=0),
 ], ids=["neg", "exp", "tanh", "softmax", "add", "sub", "sum", "mean"])
-def test_result_that_the_way_back_does_not_need_is_freed(use):
-    """These gradients take the result, or shapes, but never the input's numbers."""
+def test_result_that_the_backward_pass_does_not_need_is_freed(use):
+    """These gradients take the result, or shapes, but never the input's elements."""
     x = leaf([1.0, 2.0])
     y = x * 3
     ref = weakref.ref(y.data)
@@ -520,7 +520,7 @@ def test_graph_is_freed_without_the_garbage_collector():
 
 
 def test_each_node_is_freed_before_the_next_runs_back():
-    """Otherwise all activations would live until the end of the way back."""
+    """Otherwise all activations would live until the end of the backward pass."""
     alive = []
 
     @op

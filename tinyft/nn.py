@@ -108,7 +108,7 @@ class LayerNorm(Module):
 
 
 class Dropout(Module):
-    """Zeroes numbers with probability p, but only where it is handed a random generator: in training."""
+    """Zeroes elements with probability p, but only where it is handed a random generator: in training."""
 
     def __init__(self, p: float):
         self.p = p

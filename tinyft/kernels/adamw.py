@@ -5,16 +5,21 @@ from numba import prange
 
 from .jit import jit
 
-BLOCK = 16384  # numbers a thread takes at a time
+BLOCK = 16384  # elements a thread takes at a time
 
 
 @jit(reorder=True)
-def _adamw(weight, grad, m, v, grad_scale, beta1_left, beta2_left, step_size, eps, shrink, root_correction2):
+def _adamw(weight, grad, m, v, grad_scale, one_minus_beta1, one_minus_beta2, step_size, eps, decay_factor,
+           root_correction2):
+    """m += (g - m)(1 - beta1) is the paper's m = beta1 m + (1 - beta1) g with one product less; v likewise.
+
+    step_size and root_correction2 hold the corrections of both averages for their start at 0.
+    """
     for i in range(weight.size):
         g = grad[i] * grad_scale
-        m[i] += (g - m[i]) * beta1_left
-        v[i] += (g * g - v[i]) * beta2_left
-        weight[i] = weight[i] * shrink - step_size * m[i] / (np.sqrt(v[i]) * root_correction2 + eps)
+        m[i] += (g - m[i]) * one_minus_beta1
+        v[i] += (g * g - v[i]) * one_minus_beta2
+        weight[i] = weight[i] * decay_factor - step_size * m[i] / (np.sqrt(v[i]) * root_correction2 + eps)
 
 
 @jit(parallel=True)
@@ -27,8 +32,8 @@ def adamw_step(weight, grad, m, v, grad_scale, learning_rate, beta1, beta2, eps,
     real = weight.dtype.type
     correction1 = 1 - beta1**step
     root_correction2 = 1 / np.sqrt(1 - beta2**step)
-    shrink, step_size = 1 - learning_rate * weight_decay, learning_rate / correction1
+    decay_factor, step_size = 1 - learning_rate * weight_decay, learning_rate / correction1
     for block in prange((weight.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(weight.size, (block + 1) * BLOCK))
         _adamw(weight[part], grad[part], m[part], v[part], real(grad_scale), real(1 - beta1),
-               real(1 - beta2), real(step_size), real(eps), real(shrink), real(root_correction2))
+               real(1 - beta2), real(step_size), real(eps), real(decay_factor), real(root_correction2))

@@ -7,8 +7,8 @@ never meet the keys of later blocks, so that half of the square is not computed,
 cache (Dao et al., "FlashAttention", 2022, has the idea; a CPU's cache is large enough to hold whole rows
 of scores, which saves the running softmax). The products are the register tiles of `matmul`.
 
-In the way back the weights are formed again from the queries, the keys and `lse`, the logarithm of each
-softmax's denominator: that is cheaper than to keep them.
+In the backward pass the weights are formed again from the queries, the keys and `lse`, the logarithm of each
+softmax's denominator, since softmax(s) = exp(s - lse): that is cheaper than to keep them.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from numba import prange
 from .jit import jit
 from .matmul import multiply_panels, round_up
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import exp, lanes_of, maximum, new_counter, take_number
+from .simd import exp, fetch_and_increment, lanes_of, maximum, new_counter
 
 QUERY_BLOCK = 4 * TILE_ROWS
 
@@ -42,33 +42,22 @@ def _weights_from_scores(scores, visible, scale):
 
 @jit
 def _attend(qkv, query, key, value, stride, length, size, scale, out, out_start, out_stride, lse,
-            keys, values, rows, scores, edge):
+            keys, values, rows, scores, partial_tile):
     """One (row, head): out = softmax(scale Q K^T) V. query, key, value: where each starts in `qkv`."""
     tile_columns = TILE_VECTORS * lanes_of(qkv)
     pack_columns(qkv, key, stride, True, length, size, keys, 0, size * tile_columns)
     pack_columns(qkv, value, stride, False, size, length, values, 0, length * tile_columns)
     for first in range(0, length, QUERY_BLOCK):
         last = min(length, first + QUERY_BLOCK)  # also the number of keys that this block can see
-        high = last - first
-        pack_rows(qkv, query + first * stride, stride, False, high, size, rows, size * TILE_ROWS)
+        n_rows = last - first
+        pack_rows(qkv, query + first * stride, stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
-                        scores, 0, length, high, last, edge, False)
-        for i in range(high):
+                        scores, 0, length, n_rows, last, partial_tile, False)
+        for i in range(n_rows):
             lse[first + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
-        pack_rows(scores, 0, length, False, high, last, rows, last * TILE_ROWS)
+        pack_rows(scores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
-                        out, out_start + first * out_stride, out_stride, high, size, edge, False)
-
-
-@jit
-def _scratch_sizes(longest, size, tile_columns):
-    """Numbers needed to pack keys (size x longest), values (longest x size), rows, and to hold scores."""
-    return (
-        round_up(longest, tile_columns) * size,
-        round_up(size, tile_columns) * longest,
-        max(QUERY_BLOCK * max(longest, size), round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
-        QUERY_BLOCK * longest,
-    )
+                        out, out_start + first * out_stride, out_stride, n_rows, size, partial_tile, False)
 
 
 @jit
@@ -80,18 +69,29 @@ def _longest(row_starts):
 
 
 @jit
+def _scratch(qkv, size, row_starts):
+    """What one thread needs for its rows and heads, one after the other, in both passes.
+
+    Room to pack (size x longest row), (longest x size), and rows; to hold scores; and for a partial tile.
+    """
+    tile_columns, longest = TILE_VECTORS * lanes_of(qkv), _longest(row_starts)
+    across = np.empty(round_up(longest, tile_columns) * size, qkv.dtype)
+    down = np.empty(round_up(size, tile_columns) * longest, qkv.dtype)
+    rows = np.empty(max(QUERY_BLOCK * max(longest, size), round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
+                    qkv.dtype)
+    scores = np.empty(QUERY_BLOCK * longest, qkv.dtype)
+    return across, down, rows, scores, np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+
+
+@jit
 def _attend_to_tasks(counter, qkv, heads, row_starts, scale, out, lse):
     """What one thread does in `attention_forward`: take (row, head) pairs until none is left."""
     stride, width = qkv.shape[1], qkv.shape[1] // 3
     size = width // heads
     flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
-    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
-    keys, values = np.empty(key_size, qkv.dtype), np.empty(value_size, qkv.dtype)
-    rows, scores = np.empty(row_size, qkv.dtype), np.empty(score_size, qkv.dtype)
-    edge = np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+    keys, values, rows, scores, partial_tile = _scratch(flat_qkv, size, row_starts)
     while True:
-        task = take_number(counter)
+        task = fetch_and_increment(counter)
         if task >= (row_starts.size - 1) * heads:
             break
         row, head = task // heads, task % heads
@@ -99,12 +99,12 @@ def _attend_to_tasks(counter, qkv, heads, row_starts, scale, out, lse):
         at = start * stride + head * size
         _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
                 flat_out, start * width + head * size, width, lse[head, start:end],
-                keys, values, rows, scores, edge)
+                keys, values, rows, scores, partial_tile)
 
 
 @jit(parallel=True)
 def attention_forward(qkv, heads, row_starts, scale, threads):
-    """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the way back.
+    """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the backward pass.
 
     The columns of qkv are all queries, all keys, all values, each (heads, C / heads), as GPT-2's c_attn
     makes them. A token attends to itself and to those before it in its row. scale: what scores are multiplied by.
@@ -128,7 +128,10 @@ def _weights_again(scores, visible, scale, lse):
 
 @jit(reorder=True)
 def _scores_backward(weights, dweights, scale):
-    """Softmax's gradient, in place of dweights: scale * weights * (dweights - sum(dweights * weights))."""
+    """Softmax's gradient, in place of dweights: scale * weights * (dweights - sum(dweights * weights)).
+
+    For w = softmax(scale * scores), dw[i]/dscores[j] = scale * w[i] * ((i == j) - w[j]).
+    """
     dot = weights.dtype.type(0)
     for i in range(weights.size):
         dot += weights[i] * dweights[i]
@@ -138,7 +141,7 @@ def _scores_backward(weights, dweights, scale):
 
 @jit
 def _attend_backward(qkv, query, key, value, stride, length, size, scale, dout, dout_start, dout_stride, lse, dqkv,
-                     keys, values, keys_down, block, rows, scores, dscores, edge):
+                     keys, values, keys_down, block, rows, scores, dscores, partial_tile):
     """One (row, head); dqkv has the places and strides of qkv. Forward: S = Q K^T, W = softmax(S), O = W V."""
     tile_columns = TILE_VECTORS * lanes_of(qkv)
     panel = size * tile_columns
@@ -150,35 +153,35 @@ def _attend_backward(qkv, query, key, value, stride, length, size, scale, dout, 
         dqkv[value + i * stride : value + i * stride + size] = 0
     for first in range(0, length, QUERY_BLOCK):
         last = min(length, first + QUERY_BLOCK)
-        high = last - first
+        n_rows = last - first
         queries, douts = query + first * stride, dout_start + first * dout_stride
 
         # W again, and dW = dO V^T
-        pack_rows(qkv, queries, stride, False, high, size, rows, size * TILE_ROWS)
+        pack_rows(qkv, queries, stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, keys, 0, panel, size,
-                        scores, 0, length, high, last, edge, False)
-        pack_rows(dout, douts, dout_stride, False, high, size, rows, size * TILE_ROWS)
+                        scores, 0, length, n_rows, last, partial_tile, False)
+        pack_rows(dout, douts, dout_stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, values, 0, panel, size,
-                        dscores, 0, length, high, last, edge, False)
-        for i in range(high):
+                        dscores, 0, length, n_rows, last, partial_tile, False)
+        for i in range(n_rows):
             weights, dweights = scores[i * length : i * length + last], dscores[i * length : i * length + last]
             _weights_again(weights, first + i + 1, scale, lse[first + i])
             _scores_backward(weights, dweights, scale)
 
         # dQ = dS K
-        pack_rows(dscores, 0, length, False, high, last, rows, last * TILE_ROWS)
+        pack_rows(dscores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, keys_down, 0, length * tile_columns, last,
-                        dqkv, queries, stride, high, size, edge, False)
+                        dqkv, queries, stride, n_rows, size, partial_tile, False)
         # dV += W^T dO
-        pack_rows(scores, 0, length, True, last, high, rows, high * TILE_ROWS)
-        pack_columns(dout, douts, dout_stride, False, size, high, block, 0, high * tile_columns)
-        multiply_panels(rows, high * TILE_ROWS, block, 0, high * tile_columns, high,
-                        dqkv, value, stride, last, size, edge, True)
+        pack_rows(scores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
+        pack_columns(dout, douts, dout_stride, False, size, n_rows, block, 0, n_rows * tile_columns)
+        multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
+                        dqkv, value, stride, last, size, partial_tile, True)
         # dK += dS^T Q
-        pack_rows(dscores, 0, length, True, last, high, rows, high * TILE_ROWS)
-        pack_columns(qkv, queries, stride, False, size, high, block, 0, high * tile_columns)
-        multiply_panels(rows, high * TILE_ROWS, block, 0, high * tile_columns, high,
-                        dqkv, key, stride, last, size, edge, True)
+        pack_rows(dscores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
+        pack_columns(qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
+        multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
+                        dqkv, key, stride, last, size, partial_tile, True)
 
 
 @jit
@@ -187,15 +190,11 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, scale, lse,
     stride, width = qkv.shape[1], qkv.shape[1] // 3
     size = width // heads
     flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
-    key_size, value_size, row_size, score_size = _scratch_sizes(_longest(row_starts), size, tile_columns)
-    keys, values = np.empty(key_size, qkv.dtype), np.empty(key_size, qkv.dtype)
-    keys_down = np.empty(value_size, qkv.dtype)
-    block = np.empty(round_up(size, tile_columns) * QUERY_BLOCK, qkv.dtype)
-    rows, edge = np.empty(row_size, qkv.dtype), np.empty(TILE_ROWS * tile_columns, qkv.dtype)
-    scores, dscores = np.empty(score_size, qkv.dtype), np.empty(score_size, qkv.dtype)
+    keys, keys_down, rows, scores, partial_tile = _scratch(flat_qkv, size, row_starts)
+    values, dscores = np.empty_like(keys), np.empty_like(scores)
+    block = np.empty(round_up(size, TILE_VECTORS * lanes_of(flat_qkv)) * QUERY_BLOCK, qkv.dtype)
     while True:
-        task = take_number(counter)
+        task = fetch_and_increment(counter)
         if task >= (row_starts.size - 1) * heads:
             break
         row, head = task // heads, task % heads
@@ -203,7 +202,7 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, scale, lse,
         at = start * stride + head * size
         _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
                          flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
-                         keys, values, keys_down, block, rows, scores, dscores, edge)
+                         keys, values, keys_down, block, rows, scores, dscores, partial_tile)
 
 
 @jit(parallel=True)

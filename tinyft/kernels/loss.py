@@ -9,7 +9,10 @@ from .simd import exp, maximum
 
 @jit(reorder=True)
 def _softmax_minus_target(logits, target, scale):
-    """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target]."""
+    """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target].
+
+    loss = log(sum of exp(l)) - l[target], and d log(sum of exp(l)) / dl is softmax(l).
+    """
     top = logits[0]
     for i in range(logits.size):
         top = maximum(top, logits[i])

@@ -7,7 +7,7 @@ times before letting it go, at every level of the memory (Goto and van de Geijn,
 matrix multiplication", 2008; the scheme of BLIS):
 
   registers  a TILE of C, TILE_ROWS x 2 vectors, stays in registers while k runs; each step loads 2 vectors of
-             B and TILE_ROWS numbers of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)
+             B and TILE_ROWS elements of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)
   L2         a PANEL of B (K_BLOCK rows, one tile wide) meets all tiles of a BLOCK of A, both in L2
   L3         the panels of B, COLUMN_BLOCK columns at a time, are shared by all threads
   packing    panels and blocks are first copied into the very order in which `tile` reads them, so that all
@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import Vectors, as_factor, lanes_of, new_counter, numbers_per_item, pointer_to, take_number
+from .simd import Vectors, as_factor, elements_per_item, fetch_and_increment, lanes_of, new_counter, pointer_to
 
 K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
 ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
@@ -36,7 +36,7 @@ COLUMN_BLOCK_BYTES = 8 * 1024 * 1024  # The packed panels of B: a part of L3.
 def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
     """C[TILE_ROWS, 2 vectors] = A B, or C + A B if `add`, for one packed panel each of A and B.
 
-    a: depth x TILE_ROWS numbers from a_start; b: depth x 2 vectors from b_start; all arrays flat.
+    a: depth x TILE_ROWS elements from a_start; b: depth x 2 vectors from b_start; all arrays flat.
     """
 
     def codegen(context, builder, signature, args):
@@ -111,84 +111,84 @@ def _even_step(n, most, unit):
 
 @jit
 def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
-                    c, c_start, c_stride, rows, columns, edge, add):
-    """C[rows, columns] (+)= A B for packed A and B; tiles that stick out of C go through `edge`.
+                    c, c_start, c_stride, rows, columns, partial_tile, add):
+    """C[rows, columns] (+)= A B for packed A and B; tiles that stick out of C go through `partial_tile`.
 
-    c: flat, C[i, j] = c[c_start + i * c_stride + j]. edge: scratch for one tile. add: keep what stands in C.
+    c: flat, C[i, j] = c[c_start + i * c_stride + j]. partial_tile: scratch for one tile. add: keep what stands in C.
     """
     tile_columns = TILE_VECTORS * lanes_of(c)
     for j in range(round_up(columns, tile_columns) // tile_columns):
         panel_b = b_start + j * b_stride
-        wide = min(tile_columns, columns - j * tile_columns)
+        n_columns = min(tile_columns, columns - j * tile_columns)
         for i in range(round_up(rows, TILE_ROWS) // TILE_ROWS):
-            high = min(TILE_ROWS, rows - i * TILE_ROWS)
+            n_rows = min(TILE_ROWS, rows - i * TILE_ROWS)
             corner = c_start + i * TILE_ROWS * c_stride + j * tile_columns
-            whole = high == TILE_ROWS and wide == tile_columns
-            target = c if whole else edge
+            whole = n_rows == TILE_ROWS and n_columns == tile_columns
+            target = c if whole else partial_tile
             tile(packed_a, i * a_stride, packed_b, panel_b, depth, target, corner if whole else 0,
                  c_stride if whole else tile_columns, whole and add)
             if whole:
                 continue
-            for row in range(high):
-                source = edge[row * tile_columns : row * tile_columns + wide]
-                into = c[corner + row * c_stride : corner + row * c_stride + wide]
-                for column in range(wide):
+            for row in range(n_rows):
+                source = partial_tile[row * tile_columns : row * tile_columns + n_columns]
+                into = c[corner + row * c_stride : corner + row * c_stride + n_columns]
+                for column in range(n_columns):
                     into[column] = into[column] + source[column] if add else source[column]
 
 
 @jit
-def _pack_share(share, shares, b, b_turned, first_k, deep, first_column, wide, packed_b):
-    """Pack one of `shares` parts of the panels of B[first_k : first_k + deep, first_column : first_column + wide]."""
-    depth, columns = (b.shape[1], b.shape[0]) if b_turned else b.shape
+def _pack_share(share, shares, b, b_transposed, first_k, n_k, first_column, n_columns, packed_b):
+    """Pack one of `shares` parts of the panels of B[first_k :, first_column :], n_k rows and n_columns columns."""
+    depth, columns = (b.shape[1], b.shape[0]) if b_transposed else b.shape
     tile_columns = TILE_VECTORS * lanes_of(b)
-    panels = round_up(wide, tile_columns) // tile_columns
-    panel_size = round_up(deep, numbers_per_item(packed_b)) // numbers_per_item(packed_b) * tile_columns
+    panels = round_up(n_columns, tile_columns) // tile_columns
+    panel_size = round_up(n_k, elements_per_item(packed_b)) // elements_per_item(packed_b) * tile_columns
     left, right = panels * share // shares, panels * (share + 1) // shares
     column = first_column + left * tile_columns
-    start, stride = (column * depth + first_k, depth) if b_turned else (first_k * columns + column, columns)
-    across = min((right - left) * tile_columns, first_column + wide - column)
-    pack_columns(b.reshape(-1), start, stride, b_turned, across, deep, packed_b, left * panel_size, panel_size)
+    start, stride = (column * depth + first_k, depth) if b_transposed else (first_k * columns + column, columns)
+    own_columns = min((right - left) * tile_columns, first_column + n_columns - column)
+    pack_columns(b.reshape(-1), start, stride, b_transposed, own_columns, n_k, packed_b, left * panel_size, panel_size)
 
 
 @jit
-def _multiply_blocks(counter, a, a_turned, packed_b, c, bias, first_k, deep, first_column, wide, row_blocks, groups,
-                     add, packed_a, edge):
+def _multiply_blocks(counter, a, a_transposed, packed_b, c, bias, first_k, n_k, first_column, n_columns,
+                     row_blocks, groups, add, packed_a, partial_tile):
     """What one thread does: take pairs of a block of A's rows and a group of B's panels until none is left."""
     rows, columns = c.shape
     flat_a, flat_c = a.reshape(-1), c.reshape(-1)
     tile_columns = TILE_VECTORS * lanes_of(flat_c)
-    row_panels, panels = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(wide, tile_columns) // tile_columns
-    packed_deep = round_up(deep, numbers_per_item(packed_b)) // numbers_per_item(packed_b)
-    a_panel, b_panel = packed_deep * TILE_ROWS, packed_deep * tile_columns
+    row_panels, panels = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(n_columns, tile_columns) // tile_columns
+    packed_k = round_up(n_k, elements_per_item(packed_b)) // elements_per_item(packed_b)
+    a_panel, b_panel = packed_k * TILE_ROWS, packed_k * tile_columns
     packed_block = -1
     while True:
-        task = take_number(counter)
+        task = fetch_and_increment(counter)
         if task >= row_blocks * groups:
             break
         block, group = task // groups, task % groups
         row = row_panels * block // row_blocks * TILE_ROWS
-        high = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
+        n_rows = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
         if packed_block != block:
-            start, stride = (first_k * rows + row, rows) if a_turned else (row * a.shape[1] + first_k, a.shape[1])
-            pack_rows(flat_a, start, stride, a_turned, high, deep, packed_a, a_panel)
+            start, stride = (first_k * rows + row, rows) if a_transposed else (row * a.shape[1] + first_k, a.shape[1])
+            pack_rows(flat_a, start, stride, a_transposed, n_rows, n_k, packed_a, a_panel)
             packed_block = block
         left, right = panels * group // groups, panels * (group + 1) // groups
         column = first_column + left * tile_columns
-        across = min(wide - left * tile_columns, (right - left) * tile_columns)
+        own_columns = min(n_columns - left * tile_columns, (right - left) * tile_columns)
         if first_k == 0 and bias.size > 0:
-            for i in range(row, row + high):
-                flat_c[i * columns + column : i * columns + column + across] = bias[column : column + across]
-        multiply_panels(packed_a, a_panel, packed_b, left * b_panel, b_panel, packed_deep,
-                        flat_c, row * columns + column, columns, high, across, edge, add)
+            for i in range(row, row + n_rows):
+                flat_c[i * columns + column : i * columns + column + own_columns] = bias[column : column + own_columns]
+        multiply_panels(packed_a, a_panel, packed_b, left * b_panel, b_panel, packed_k,
+                        flat_c, row * columns + column, columns, n_rows, own_columns, partial_tile, add)
 
 
 @jit(parallel=True)
-def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges, threads):
-    """The blocked product; a, b, c are C-contiguous, `packed_a` and `edges` have one row for each thread."""
+def _multiply(a, a_transposed, b, b_transposed, c, add, bias, packed_a, packed_b, partial_tiles, threads):
+    """The blocked product; a, b, c are C-contiguous, `packed_a` and `partial_tiles` have one row for each thread."""
     rows, columns = c.shape
-    depth = a.shape[0] if a_turned else a.shape[1]
+    depth = a.shape[0] if a_transposed else a.shape[1]
     tile_columns = TILE_VECTORS * lanes_of(c)
-    items = numbers_per_item(packed_b)
+    items = elements_per_item(packed_b)
     k_step = _even_step(depth, K_BLOCK * items, items)
     column_block = _even_step(columns, packed_b.size // (k_step // items * tile_columns) * tile_columns, tile_columns)
     # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
@@ -200,19 +200,19 @@ def _multiply(a, a_turned, b, b_turned, c, add, bias, packed_a, packed_b, edges,
     counter = new_counter()
 
     for first_column in range(0, columns, column_block):
-        wide = min(column_block, columns - first_column)
-        panels = round_up(wide, tile_columns) // tile_columns
+        n_columns = min(column_block, columns - first_column)
+        panels = round_up(n_columns, tile_columns) // tile_columns
         groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
         shares = threads * max(1, panels // (8 * threads))
         for first_k in range(0, depth, k_step):
-            deep = min(depth - first_k, k_step)
+            n_k = min(depth - first_k, k_step)
             for share in prange(shares):
-                _pack_share(share, shares, b, b_turned, first_k, deep, first_column, wide, packed_b)
+                _pack_share(share, shares, b, b_transposed, first_k, n_k, first_column, n_columns, packed_b)
             counter[0] = 0
             for worker in prange(threads):
-                _multiply_blocks(counter, a, a_turned, packed_b, c, bias, first_k, deep, first_column, wide,
+                _multiply_blocks(counter, a, a_transposed, packed_b, c, bias, first_k, n_k, first_column, n_columns,
                                  row_blocks, groups, add or first_k > 0 or bias.size > 0,
-                                 packed_a[worker], edges[worker])
+                                 packed_a[worker], partial_tiles[worker])
 
 
 @jit(reorder=True)
@@ -246,7 +246,7 @@ def _dot(x, y, packed):
 
 
 @jit(parallel=True)
-def _multiply_vector(a, b, b_turned, out, width, packed):
+def _multiply_vector(a, b, b_transposed, out, width, packed):
     """out += a @ B for one row a (K,), without packing: each element of B is used only once.
 
     packed: of the type that factors would be packed in, so that one row is rounded like many.
@@ -254,7 +254,7 @@ def _multiply_vector(a, b, b_turned, out, width, packed):
     flat_b = b.reshape(-1)
     for block in prange((out.size + width - 1) // width):
         left, right = block * width, min(out.size, (block + 1) * width)
-        if b_turned:
+        if b_transposed:
             for j in range(left, right):
                 out[j] += _dot(a, b[j], packed)
         else:
@@ -283,12 +283,12 @@ def _workspace(dtype: np.dtype, threads: int, packed: np.dtype):
 def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """A 2-D array as (C-contiguous array, whether the values are its transpose), copying only if it must."""
     if x.flags.c_contiguous:
-        stored, turned = x, False
+        stored, transposed = x, False
     elif x.flags.f_contiguous:
-        stored, turned = x.T, True
+        stored, transposed = x.T, True
     else:
-        stored, turned = np.ascontiguousarray(x), False
-    return (stored if stored.flags.writeable and stored.flags.aligned else stored.copy()), turned
+        stored, transposed = np.ascontiguousarray(x), False
+    return (stored if stored.flags.writeable and stored.flags.aligned else stored.copy()), transposed
 
 
 def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
@@ -325,17 +325,17 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
         out[...] = 0 if bias is None else bias
     if out.size == 0 or a.shape[1] == 0:
         return out
-    stored_a, a_turned = _as_stored(a)
-    stored_b, b_turned = _as_stored(b)
+    stored_a, a_transposed = _as_stored(a)
+    stored_b, b_transposed = _as_stored(b)
     threads, packed = get_num_threads(), np.dtype(np.uint32) if bfloat16 else a.dtype
     if rows == 1:
         if not accumulate:
             out[...] = 0 if bias is None else bias
         width = max(64, -(-columns // threads))
-        _multiply_vector(stored_a.reshape(-1), stored_b, b_turned, out.reshape(-1), width, np.empty(0, packed))
+        _multiply_vector(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, np.empty(0, packed))
         return out
     if bias is None:
         bias = np.empty(0, a.dtype)
-    _multiply(stored_a, a_turned, stored_b, b_turned, out, accumulate, bias,
+    _multiply(stored_a, a_transposed, stored_b, b_transposed, out, accumulate, bias,
               *_workspace(a.dtype, threads, packed), threads)
     return out

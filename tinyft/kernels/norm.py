@@ -25,7 +25,7 @@ def _normalise_row(x, weight, bias, eps, out):
 
 @jit(parallel=True)
 def layer_norm_forward(x, weight, bias, eps):
-    """(rows, C), (C,), (C,) -> out (rows, C), and mean (rows,), rstd (rows,) for the way back.
+    """(rows, C), (C,), (C,) -> out (rows, C), and mean (rows,), rstd (rows,) for the backward pass.
 
     out = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(variance + eps).
     """

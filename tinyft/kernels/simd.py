@@ -19,7 +19,7 @@ from .jit import VECTOR_BYTES, jit
 
 
 @intrinsic
-def numbers_per_item(typingctx, packed):
+def elements_per_item(typingctx, packed):
     """How many k one item of a packed array holds: 2 for bfloat16 pairs, else 1; a constant."""
     count = 2 if packed.dtype == types.uint32 else 1
 
@@ -76,7 +76,7 @@ def as_factor(typingctx, packed, x):
 
 @intrinsic
 def lanes_of(typingctx, array):
-    """Numbers per vector register for the array's type; a constant of the compiled code."""
+    """Elements per vector register for the array's type; a constant of the compiled code."""
     lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
@@ -109,7 +109,7 @@ _Bfloat16._create_instance()
 class Vectors:
     """Emits loads, stores and arithmetic on whole vectors of float32, float64, or pairs of bfloat16 (uint32).
 
-    A pair has the number of an even k in its lower half and that of the next k in its upper half.
+    A pair has the element of an even k in its lower half and that of the next k in its upper half.
     """
 
     SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint32: ir.IntType(32)}
@@ -171,24 +171,24 @@ class Vectors:
         while width < self.lanes:
             low = [i + (i & width and self.lanes - width) for i in range(self.lanes)]
             high = [i + width + (i & width and self.lanes - width) for i in range(self.lanes)]
-            turned = list(rows)
+            transposed = list(rows)
             for i in range(self.lanes):
                 if not i & width:
-                    turned[i] = self.shuffle(rows[i], rows[i + width], low)
-                    turned[i + width] = self.shuffle(rows[i], rows[i + width], high)
-            rows, width = turned, 2 * width
+                    transposed[i] = self.shuffle(rows[i], rows[i + width], low)
+                    transposed[i + width] = self.shuffle(rows[i], rows[i + width], high)
+            rows, width = transposed, 2 * width
         return rows
 
 
 @jit
 def new_counter():
-    """A counter for `take_number`. Within a parallel function np.zeros would be compiled as one more parallel loop."""
+    """A counter for `fetch_and_increment`. In a parallel function np.zeros would become one more parallel loop."""
     return np.zeros(1, np.int64)
 
 
 @intrinsic
-def take_number(typingctx, counter):
-    """counter[0], counting it up by one in the same instant, so that no two threads get the same number."""
+def fetch_and_increment(typingctx, counter):
+    """counter[0], counting it up by one in the same instant, so that no two threads get the same."""
 
     def codegen(context, builder, signature, args):
         pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -210,7 +210,7 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
-def round_to_int(typingctx, x):
+def round_half_even(typingctx, x):
     """The nearest integer, still as a float (ties to even): one instruction."""
 
     def codegen(context, builder, signature, args):
@@ -267,7 +267,7 @@ def _make_exp(real, terms: int, exponents: int, ln2_high: float, ln2_low: float)
     def exp_of(x):
         inside = lowest if x < lowest else x
         inside = highest if inside > highest else inside
-        n = round_to_int(inside * log2_e)
+        n = round_half_even(inside * log2_e)
         r = fma(n, minus_ln2_low, fma(n, minus_ln2_high, inside))
         p = series[0]
         for k in range(1, terms):

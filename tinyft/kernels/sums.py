@@ -6,7 +6,7 @@ from numba import prange
 from .jit import jit
 
 PARTS = 16  # of the rows, each summed apart
-BLOCK = 16384  # numbers a thread takes at a time
+BLOCK = 16384  # elements a thread takes at a time
 
 
 @jit
