@@ -493,6 +493,25 @@ def test_result_that_the_backward_pass_does_not_need_is_freed(use):
     assert x.grad is not None
 
 
+def test_input_of_a_frozen_layer_is_freed():
+    x, weight, bias = leaf([[1.0, 2.0]]), Tensor(np.ones((2, 3))), leaf(np.ones(3))
+    y = x * 3
+    ref = weakref.ref(y.data)
+    z = ops.linear(y, weight, bias)
+    del y
+    assert ref() is None
+    z.sum().backward()
+    np.testing.assert_array_equal(x.grad, [[9, 9]])
+
+
+def test_ids_and_targets_may_be_single_numbers():
+    table = leaf([[1.0, 2.0], [3.0, 5.0]])
+    loss = ops.cross_entropy(ops.embedding(table, np.int64(1)), np.int64(0))
+    loss.backward()
+    np.testing.assert_allclose(loss.item(), np.log(1 + np.exp(2)))
+    assert (table.grad[1] != 0).all() and (table.grad[0] == 0).all()
+
+
 def test_result_that_backward_needs_lives_until_then():
     x = leaf([1.0, 2.0])
     y = x * 3
@@ -655,6 +674,7 @@ def test_python_numbers_can_require_grad(values):
 @pytest.mark.parametrize("f", [
     lambda x: x * np.sqrt(2), lambda x: np.sqrt(2) * x, lambda x: x + np.float64(1), lambda x: np.float64(3) / x,
     lambda x: x ** np.float64(2), lambda x: x - np.arange(3.0)[1], lambda x: np.float64(2) ** x,
+    lambda x: x * np.int64(3), lambda x: np.arange(3).sum() - x,
 ])
 def test_numpy_scalars_keep_float32(f):
     x = leaf([1.0, 2.0], np.float32)

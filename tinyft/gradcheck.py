@@ -20,8 +20,9 @@ def gradcheck(
     """Check the gradients of f at `inputs` against central differences, in float64.
 
     f takes Tensors and returns one. Each result element is weighted with a random number (a random
-    cotangent), so that errors in different elements cannot cancel and a wrong sum cannot hide. Every element
-    of every float input is then moved by +-step: (f(x + step) - f(x - step)) / (2 step) has an error of
+    cotangent), so that errors in different elements cannot cancel and a wrong sum cannot hide: a softmax always
+    sums to 1, so that weights of 1 would ask for a gradient of 0 whatever its backward does with the rest. Every
+    element of every float input is then moved by +-step: (f(x + step) - f(x - step)) / (2 step) has an error of
     order step**2. Integer arrays are passed on and not checked.
 
     Returns True, or raises AssertionError that names the op, the input, the index, got and expected where

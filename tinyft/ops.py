@@ -268,13 +268,15 @@ def linear(x, weight, bias, *, wanted):
     if x.shape[-1] != weight.shape[0] or bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: x {x.shape}, weight {weight.shape}, bias {bias.shape} do not fit, "
                          "expected (..., C), (C, D), (D,)")
-    wants_x, _, wants_bias = wanted
-    rows = _as_rows(x)
+    wants_x, wants_weight, wants_bias = wanted
+    x_shape, rows = x.shape, _as_rows(x)
     out = _gemm(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
+    if not wants_weight:
+        rows = None  # or a frozen layer's input would live until the backward pass for nothing
 
     def backward(dout):
         dout = _as_rows(dout)
-        dx = Donated(_gemm(dout, weight.T).reshape(x.shape)) if wants_x else None
+        dx = Donated(_gemm(dout, weight.T).reshape(x_shape)) if wants_x else None
 
         def dweight(into, accumulate):  # called only where it is wanted
             _gemm(rows.T, dout, out=into, accumulate=accumulate)
@@ -327,6 +329,7 @@ def gelu(x, *, exact=False):
 @op
 def embedding(weight, ids):
     """Rows of a table: (V, C), integers of any shape -> (*ids.shape, C)."""
+    ids = np.asarray(ids)
     if ids.size and not (0 <= ids.min() and ids.max() < len(weight)):
         raise IndexError(f"embedding: ids run from {ids.min()} to {ids.max()}, expected 0 to {len(weight) - 1}; "
                          "do tokenizer and model belong together?")
@@ -396,6 +399,7 @@ def cross_entropy(logits, targets):
 
     Without any such target the loss is 0.
     """
+    targets = np.asarray(targets)
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"cross_entropy: targets are {targets.shape}, expected {logits.shape[:-1]} "
                          f"to match logits {logits.shape}")

@@ -353,7 +353,7 @@ def op(function: Callable) -> Callable:
 
     Positional arguments may be Tensors and get gradients; keyword arguments are passed through unchanged. Where the
     function has a keyword `wanted`, it is a tuple with one bool for each positional argument: whether its gradient
-    is wanted. NumPy's float scalars count as Python's floats, so that x * np.sqrt(2) keeps the dtype of x.
+    is wanted. NumPy's scalars count as Python's numbers, so that x * np.sqrt(2) keeps the dtype of x.
     """
     name, signature = function.__name__, inspect.signature(function)
     asks = "wanted" in signature.parameters
@@ -369,9 +369,7 @@ def op(function: Callable) -> Callable:
         )
         if asks:
             options["wanted"] = tuple(parent is not None for parent in parents)
-        arrays = [arg.data if isinstance(arg, Tensor) else float(arg) if isinstance(arg, np.floating) else arg
-                  for arg in args]
-        out, backward = function(*arrays, **options)
+        out, backward = function(*map(_plain, args), **options)
         out = np.asarray(out)
         if all(parent is None for parent in parents):
             return Tensor(out)
@@ -381,6 +379,13 @@ def op(function: Callable) -> Callable:
         parameters=[parameter for parameter in signature.parameters.values() if parameter.name != "wanted"])
     call.is_op = True
     return call
+
+
+def _plain(arg):
+    """A Tensor's array, a NumPy scalar as a Python number, and anything else as it is."""
+    if isinstance(arg, Tensor):
+        return arg.data
+    return arg.item() if isinstance(arg, np.floating | np.integer) else arg
 
 
 def is_recording() -> bool:
