@@ -16,8 +16,8 @@ from tinyft import (
     InstructionSet,
     Settings,
     cli,
+    delete_state,
     fit,
-    forget_state,
     load_model_and_tokenizer,
     read_data,
     split,
@@ -32,7 +32,7 @@ from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
 from tinyft.inference.replies import reply
 from tinyft.memory import peak_megabytes
-from tinyft.run import STATE
+from tinyft.run import STATE, claim_output
 from tinyft.scoring import compare_by_family, score_table, side_by_side
 
 try:
@@ -103,7 +103,7 @@ def parse_arguments():
     add("--output-dir", type=Path, metavar="FOLDER", help="where the run goes (default: a new one in runs/)")
     add("--resume", action="store_true", help="go on with the interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
-    add("--seed", type=cli.not_negative_int, default=123, metavar="N", help="draws split, order and dropout")
+    add("--seed", type=cli.not_negative_int, default=123, metavar="N", help="seeds split, order and dropout")
     parser.add_threads()
     parser.add_dtype()
     return parser.parse_args()
@@ -136,7 +136,7 @@ def choose_output(options, model_folder: Path) -> Path:
         stem = Path(options.data[0].split(":")[0]).name.split(".")[0] if options.data else "tiny-world"
         candidates = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
         return make_writable_folder(next(path for path in candidates if not path.exists()))
-    return cli.claim_output(options.output_dir, options.resume, options.overwrite, model_folder)
+    return claim_output(options.output_dir, options.resume, options.overwrite, model_folder)
 
 
 def read_all(options, rng):
@@ -277,7 +277,7 @@ def main() -> None:
     write_json(output / "replies.json", [
         {**record(entry), "model_response": answer}
         for entry, answer in zip(shown, after, strict=True)])
-    forget_state(output)
+    delete_state(output)
     if shown:
         print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
     if scored:

@@ -22,6 +22,7 @@ from tinyft import (
 from tinyft.checkpoint import model_fingerprint
 from tinyft.data.text import TextSet, encode_documents
 from tinyft.files import read_text
+from tinyft.run import claim_output
 from tinyft.tokenizer import Tokenizer
 
 EXAMPLES = """\
@@ -54,7 +55,7 @@ def parse_arguments():
     add("--learning-rate", type=cli.positive_float, metavar="X",
         help="at its highest (default: 2e-3 for a new model, else 2e-4 for GPT-2 124M and more for narrower ones)")
     add("--evaluate-every", type=cli.positive_int, default=250, metavar="N", help="steps between two evaluations")
-    add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="draws weights and order")
+    add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="seeds weights and order")
     add("--prompt", default="Once upon a time", metavar="TEXT", help="continued at each evaluation")
     parser.add_threads()
     parser.add_dtype()
@@ -98,7 +99,7 @@ def main() -> None:
         raise ValueError("--context 1: a model must see at least 2 tokens")
     if not 0 < len(prompt) < context:
         raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
-    cli.claim_output(options.output_dir, options.resume, options.overwrite, options.model)
+    claim_output(options.output_dir, options.resume, options.overwrite, options.model)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
     learning_rate = options.learning_rate or (2e-4 * (768 / model.config.n_embd) ** 0.5 if options.model else 2e-3)
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,

@@ -31,14 +31,14 @@ from .inference.generate import generate
 from .inference.replies import ask, reply, stream_text
 from .inference.sampling import sample
 from .optim import AdamW, cosine_with_warmup
-from .run import fit, forget_state, warm_up
+from .run import delete_state, fit, warm_up
 from .tensor import Tensor, no_grad, op
 from .tokenizer_files import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [
     "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
-    "ask", "cli", "collate", "cosine_with_warmup", "evaluate", "fit", "forget_state", "generate", "gradcheck",
+    "ask", "cli", "collate", "cosine_with_warmup", "delete_state", "evaluate", "fit", "generate", "gradcheck",
     "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
     "read_data", "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
     "stream_text", "train", "warm_up",

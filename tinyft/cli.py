@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numba
 
-from .files import check_replaceable, make_writable_folder
+from .files import check_replaceable
 from .ops import set_product_dtype
-from .run import STATE
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,27 +119,6 @@ def use_dtype(dtype: str) -> None:
         set_product_dtype(dtype)
     except ValueError as error:
         raise ValueError(f"--dtype {dtype}: {error}") from None
-
-
-def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
-    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume.
-
-    ValueError also if the model to start from lies where the run will put its own.
-    """
-    if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
-        raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
-                         "choose an --output-dir elsewhere")
-    if resume and not (folder / STATE).exists():
-        raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
-                         "run without --resume")
-    if (folder / "metrics.jsonl").exists() and not (resume or overwrite):
-        go_on = "go on with it (--resume), " if (folder / STATE).exists() else ""
-        raise ValueError(f"--output-dir {folder} holds a run; {go_on}replace it (--overwrite), "
-                         "or choose another folder")
-    if overwrite and not resume:  # or the new run's files would stand beside the old one's
-        for name in ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATE, "model/model.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-    return make_writable_folder(folder)
 
 
 def run(main: Callable[[], None]) -> None:

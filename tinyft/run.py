@@ -22,6 +22,30 @@ from .tokenizer import Tokenizer
 from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, train
 
 STATE = "training_state.safetensors"
+# What a run leaves in its folder: `fit` itself, and the script around it.
+RUN_FILES = ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATE, "model/model.safetensors")
+
+
+def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
+    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume.
+
+    ValueError also if the model to start from lies where the run will put its own.
+    """
+    if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
+        raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
+                         "choose an --output-dir elsewhere")
+    if resume and not (folder / STATE).exists():
+        raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
+                         "run without --resume")
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if found and not (resume or overwrite):
+        go_on = "go on with it (--resume), " if STATE in found else ""
+        raise ValueError(f"--output-dir {folder} holds a run ({', '.join(found)}); {go_on}replace it (--overwrite), "
+                         "or choose another folder")
+    if overwrite and not resume:  # or the new run's files would stand beside the old one's
+        for name in found:
+            (folder / name).unlink()
+    return make_writable_folder(folder)
 
 
 def warm_up() -> None:
@@ -54,7 +78,7 @@ def fit(
     """Train and leave the best weights in `model` and in folder/model; returns all events.
 
     folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every `state_minutes`,
-    at Ctrl-C and at the end. Whoever is done with the run deletes it with `forget_state`. identity: what else,
+    at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`. identity: what else,
     besides the settings, a resumed run must have in common with the one it goes on with (data, seed, ...).
     on_evaluation: called after each evaluation, to show a sample reply, say.
     """
@@ -69,7 +93,7 @@ def fit(
     if resume:
         progress = load_training_state(state, optimizer, same)
     else:
-        forget_state(folder)
+        delete_state(folder)
     saved = time.monotonic()
     with RunReport(folder, progress) as report, _delayed_interrupt() as interrupted:
         try:
@@ -96,7 +120,7 @@ def fit(
         return report.events
 
 
-def forget_state(folder: str | os.PathLike) -> None:
+def delete_state(folder: str | os.PathLike) -> None:
     """Delete the state of a run that is done with: it is three times as large as the model."""
     (Path(folder) / STATE).unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .processes import VOCABULARY, threads_given
 
-LEARNING_RATE, WEIGHT_DECAY, LONGEST_GRADIENT = 1e-5, 0.1, 1.0
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 0.1, 1.0
 Step = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
@@ -44,7 +44,7 @@ def tinyft_step(bfloat16: bool) -> Step:
     model = GPT2(GPT2Config(), np.random.default_rng(0))
     optimizer = AdamW(model, weight_decay=WEIGHT_DECAY)
     return _timed(model.loss, lambda loss: loss.backward(),
-                  lambda: optimizer.step(LEARNING_RATE, max_norm=LONGEST_GRADIENT))
+                  lambda: optimizer.step(LEARNING_RATE, max_norm=MAX_GRAD_NORM))
 
 
 def transformers_step(bfloat16: bool) -> Step:
@@ -62,7 +62,7 @@ def transformers_step(bfloat16: bool) -> Step:
             return model(input_ids=x, labels=y, shift_labels=y, use_cache=False).loss
 
     def update():
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -98,7 +98,7 @@ def jax_step(bfloat16: bool) -> Step:
     """JAX: the whole step is one compiled function, so that there are no parts to tell apart."""
     from .jax_gpt2 import make_step
 
-    train = make_step(threads_given(), LEARNING_RATE, WEIGHT_DECAY, LONGEST_GRADIENT)
+    train = make_step(threads_given(), LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM)
 
     def step(inputs, targets):
         begin = time.perf_counter()
