@@ -1,9 +1,12 @@
 """What is decided at import: vector width, cache folder, the notice. Each in a fresh interpreter."""
 
+import sys
+
 import numba
 import pytest
 
 from tinyft.kernels.jit import REORDER, VECTOR_BYTES
+from tinyft.kernels.threads import layer_is_thread_safe
 
 SUM_OF_SQUARES = """
 import numpy as np
@@ -77,3 +80,39 @@ def test_cache_setting_is_put_back_here_too():
 def test_reordering_flags_leave_nan_and_inf_alone():
     """A compiler that may assume there are none doesn't always make use of it, so that results can't tell."""
     assert not {"nnan", "ninf", "fast"} & REORDER
+
+
+TWO_THREADS = """
+import threading
+import numba, numpy as np
+from tinyft.kernels.sums import sum_of_squares
+array, results = np.ones(100_000, np.float32), []
+threads = [threading.Thread(target=lambda: results.extend(sum_of_squares(array) for _ in range(300)))
+           for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(numba.threading_layer(), len(results), set(results))
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
+def test_two_threads_in_kernels(run_python, layer):
+    """On Numba's workqueue layer this ended the process."""
+    done = run_python(TWO_THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    name, *results = done.stdout.split()
+    assert results == ["600", "{100000.0}"] and (name == "workqueue" or layer == "default")
+
+
+@pytest.mark.parametrize("layer, safe", [("workqueue", False), ("forksafe", False), ("omp", True), ("tbb", True)])
+def test_layers_that_several_threads_may_enter(monkeypatch, layer, safe):
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
+    assert layer_is_thread_safe() is safe
+
+
+def test_without_openmp_kernels_take_turns(monkeypatch):
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", "default")
+    monkeypatch.setitem(sys.modules, "numba.np.ufunc.omppool", None)
+    assert not layer_is_thread_safe()

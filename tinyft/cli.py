@@ -1,6 +1,7 @@
 """What the scripts in examples/ share: options, threads, and errors in one line."""
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -12,12 +13,18 @@ import numba
 from .files import check_replaceable
 from .ops import set_product_dtype
 
+ENVIRONMENT = """\
+environment:
+  TINYFT_DEBUG=1                show the traceback of an error
+  TINYFT_CACHE=FOLDER           keep compiled kernels there (default: ~/.cache/tinyft)
+"""
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse that shows defaults, keeps the examples' line breaks, and takes --an_option as --an-option."""
+    """argparse that shows defaults, keeps the examples' line breaks, and names the environment variables."""
 
     def __init__(self, description: str, examples: str):
-        super().__init__(description=description, epilog="examples:\n" + examples,
+        super().__init__(description=description, epilog=f"examples:\n{examples}\n{ENVIRONMENT}",
                          formatter_class=_HelpFormatter)
 
     def add_threads(self) -> None:
@@ -31,17 +38,6 @@ class Parser(argparse.ArgumentParser):
                           help="of the factors in matrix products; all else stays float32. bfloat16 is faster and "
                           "needs a CPU with AVX-512 BF16")
 
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, after turning underscores in option names into hyphens."""
-        args = list(sys.argv[1:] if args is None else args)
-        for i, arg in enumerate(args):
-            if arg == "--":
-                break
-            if arg.startswith("--"):
-                name, equals, value = arg.partition("=")
-                args[i] = name.replace("_", "-") + equals + value
-        return super().parse_known_args(args, namespace)
-
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
@@ -49,7 +45,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         shown = action.help or ""
-        silent = any(action.default is value for value in (None, False, True, argparse.SUPPRESS))
+        silent = any(action.default is value for value in (None, False, True, "", argparse.SUPPRESS))
         if "default" not in shown and not silent:
             shown += " (default: %(default)s)"
         return shown
@@ -122,7 +118,12 @@ def use_dtype(dtype: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main function; what a user can mend ends in one line and exit status 1, not a traceback."""
+    """Run a script's main function; what a user can mend ends in one line and exit status 1, not a traceback.
+
+    Ctrl-C ends in exit status 130, as a shell expects. TINYFT_DEBUG=1 shows the traceback after all.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character that a terminal lacks must not fail a run
     try:
         main()
     except BrokenPipeError:  # the reader of the output has gone, as with `| head`
@@ -131,7 +132,7 @@ def run(main: Callable[[], None]) -> None:
     except MemoryError:
         sys.exit("error: not enough memory; try a smaller --micro-batch-size or --max-length, or a smaller model")
     except (ValueError, RuntimeError, OSError) as error:
-        if "tinyft_debug" in sys._xoptions:  # python -X tinyft_debug: show the traceback after all
+        if os.environ.get("TINYFT_DEBUG", "0") not in ("", "0"):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,12 +1,12 @@
-"""What a person sees of a run: a progress bar, a line for each evaluation, metrics.jsonl and a plot."""
+"""What a person sees of a run: its progress, a line for each evaluation, metrics.jsonl and a plot."""
 
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 from .files import read_json_lines, replacing, write_text
+from .progress import ProgressMeter
 from .train import Evaluated, Progress, Started, Stepped
 
 
@@ -21,56 +21,38 @@ class RunReport:
         self.path = Path(folder) / "metrics.jsonl"
         self.events = _events_until(self.path, progress) if resumed_at else []
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in self.events))
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open(self.path, "a", encoding="utf-8", newline="\n")
         self.start_step = resumed_at
-        self.bar = None
+        self.meter: ProgressMeter | None = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        if self.bar:
-            self.bar.close()
+        if self.meter:
+            self.meter.close()
         self.file.close()
-
-    def _write(self, event: dict) -> None:
-        self.file.write(json.dumps(event) + "\n")
-        self.file.flush()
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
-        if self.bar:
-            self.bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        if self.meter:
+            self.meter.say(text)
         else:
             print(text, flush=True)
 
     def add(self, event) -> None:
         """Take one event."""
         if isinstance(event, Started):
-            try:  # imported here, as only people in front of a screen need it
-                from tqdm import tqdm
-            except ImportError:
-                pass
-            else:
-                self.bar = tqdm(total=event.steps, initial=self.start_step, unit="step", dynamic_ncols=True,
-                                smoothing=0.1, mininterval=0.5)
+            self.meter = ProgressMeter(event.steps, "training", unit="step", initial=self.start_step)
             return
         kind = "step" if isinstance(event, Stepped) else "evaluation"
         self.events.append({"kind": kind, **dataclasses.asdict(event)})
-        self._write(self.events[-1])
+        self.file.write(json.dumps(self.events[-1]) + "\n")
+        self.file.flush()
         if isinstance(event, Stepped):
-            self._show_step(event)
-        elif isinstance(event, Evaluated):
+            self.meter.update(f"loss {event.loss:.3f}, {event.processed / event.seconds:.0f} tokens/s")
+        else:
             self._show_evaluation(event)
-
-    def _show_step(self, event: Stepped) -> None:
-        speed = event.processed / event.seconds
-        if self.bar:
-            self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:.0f} tokens/s", refresh=False)
-            self.bar.update()
-        elif event.step % 20 == 0:
-            print(f"step {event.step}: loss {event.loss:.3f}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
 
     def _show_evaluation(self, event: Evaluated) -> None:
         train_loss = "" if event.train_loss is None else f"train {event.train_loss:.3f}, "
@@ -110,14 +92,15 @@ def plot_losses(events: list[dict], path: str | os.PathLike, title: str = "") ->
         best = min(evaluations, key=lambda event: event["loss"])
         axes.annotate(f"best {best['loss']:.3f}", (best["epoch"], best["loss"]), xytext=(0, 12), fontsize=8,
                       textcoords="offset points", ha="center", color="tab:orange")
-    axes.set(xlabel="epochs", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="epochs", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a dollar sign is a dollar sign
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     tokens = sum(event["tokens"] for event in steps)
     unit, name = (10**6, "million") if tokens > 2 * 10**6 else (10**3, "thousand")
     per_epoch = max(tokens, 1) / max(epochs[-1], 1e-9) / unit
     above = axes.secondary_xaxis("top", functions=(lambda e: e * per_epoch, lambda count: count / per_epoch))
-    above.set_xlabel(f"{name} tokens learned", fontsize=8)
+    above.set_xlabel(f"{name} target tokens", fontsize=8)
     above.tick_params(labelsize=8)
     with replacing(path) as beside:
         figure.savefig(beside, format="png")

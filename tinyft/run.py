@@ -1,5 +1,6 @@
 """A whole training run: the loop of `train`, with its report, checkpoints, and the best weights at the end."""
 
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from .memory import keep_freed_memory
 from .optim import AdamW
 from .report import RunReport, plot_losses
 from .tokenizer import Tokenizer
-from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, train
+from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, has_targets, train
 
 STATE = "training_state.safetensors"
 # What a run leaves in its folder: `fit` itself, and the script around it.
@@ -77,10 +78,16 @@ def fit(
 ) -> list[dict]:
     """Train and leave the best weights in `model` and in folder/model; returns all events.
 
-    folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every `state_minutes`,
-    at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`. identity: what else,
-    besides the settings, a resumed run must have in common with the one it goes on with (data, seed, ...).
-    on_evaluation: called after each evaluation, to show a sample reply, say.
+    validation: None, or a set without target tokens, keeps the last weights, since no others are known to be
+    better. folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every
+    `state_minutes`, at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`.
+    identity: what else, besides the settings, a resumed run must have in common with the one it goes on with
+    (data, seed, ...). on_evaluation: called after each evaluation, to show a sample reply, say.
+
+    Ctrl-C lets the current step or the saving at the end finish, saves the state and raises KeyboardInterrupt;
+    a second one acts at once. From here on the whole process keeps the memory that it frees for its next
+    arrays instead of handing it back to the system, see `memory.keep_freed_memory`. ValueError if the folder
+    cannot be written or there is nothing to resume; TrainingDiverged if the loss is no longer finite.
     """
     folder = make_writable_folder(folder)
     make_writable_folder(folder / "model")
@@ -95,28 +102,37 @@ def fit(
     else:
         delete_state(folder)
     saved = time.monotonic()
+    with_resume = f"the state is in {state}: the same command with --output-dir {folder} --resume goes on"
     with RunReport(folder, progress) as report, _delayed_interrupt() as interrupted:
+        if validation is not None and not has_targets(validation):
+            report.say("no target tokens in the validation set: trained without it, the last weights are kept")
+            validation = None
         try:
             for event in train(model, optimizer, training, validation, settings, progress, rng):
                 report.add(event)
-                if isinstance(event, Evaluated) and event.improved:
-                    save_model(model, tokenizer, folder / "model")
-                if isinstance(event, Evaluated) and on_evaluation:
-                    on_evaluation(report)
-                if isinstance(event, Evaluated) and event.stop:
-                    report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
+                if isinstance(event, Evaluated):
+                    if event.improved:
+                        save_model(model, tokenizer, folder / "model")
+                    if on_evaluation:
+                        on_evaluation(report)
+                    if event.stop:
+                        report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
                 if interrupted() or time.monotonic() - saved > 60 * state_minutes:
                     save_training_state(state, optimizer, progress, same)
                     saved = time.monotonic()
                 if interrupted():
-                    report.say(f"interrupted; the state is in {state}: the same command with --resume goes on")
+                    report.say(f"interrupted; {with_resume}")
                     raise KeyboardInterrupt
         except TrainingDiverged as error:
             _plot(report, folder, title)
-            raise TrainingDiverged(f"{error}; the best weights so far are in {folder / 'model'}") from None
+            kept = (f"the best weights so far, of step {progress.best_step}, are in {folder / 'model'}"
+                    if math.isfinite(progress.best_loss) else "no weights have been saved")
+            raise TrainingDiverged(f"{error}; {kept}") from None
         save_training_state(state, optimizer, progress, same)
-        _use_best(model, tokenizer, validation, progress, report, folder)
+        _use_best(model, tokenizer, progress, report, folder)
         _plot(report, folder, title)
+        if interrupted():
+            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {with_resume}")
         return report.events
 
 
@@ -129,7 +145,7 @@ def delete_state(folder: str | os.PathLike) -> None:
 def _delayed_interrupt():
     """Within the block the first Ctrl-C is only noted, so that a step is not cut in two; the second one acts.
 
-    Gives a function that says whether there was one.
+    Gives a function that says whether there was one. At the end of the block it is raised, or it would be lost.
     """
     noted = []
 
@@ -145,20 +161,21 @@ def _delayed_interrupt():
         yield lambda: bool(noted)
     finally:
         signal.signal(signal.SIGINT, before)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _plot(report: RunReport, folder: Path, title: str) -> None:
-    """Draw the losses; a run is not lost for the want of a picture."""
+    """Draw the losses. Whatever goes wrong, in matplotlib or on the disk: plotting must not fail a run."""
     try:
         plot_losses(report.events, folder / "loss.png", title)
-    except OSError as error:
+    except Exception as error:
         report.say(f"no plot: {error}")
 
 
-def _use_best(model: GPT2, tokenizer: Tokenizer, validation: TrainingSet | None, progress: Progress,
-              report: RunReport, folder: Path) -> None:
-    """Put the best weights into the model; without validation the last ones are the best there are."""
-    if validation is None:
+def _use_best(model: GPT2, tokenizer: Tokenizer, progress: Progress, report: RunReport, folder: Path) -> None:
+    """Put the best weights into the model and its folder; where none were validated, these are the last ones."""
+    if not math.isfinite(progress.best_loss):
         save_model(model, tokenizer, folder / "model")
     elif progress.best_step != progress.step:
         best = dict(load_model(folder / "model").named_parameters())

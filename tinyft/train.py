@@ -3,14 +3,16 @@
     for event in train(model, optimizer, training, validation, settings, progress, rng):
         if isinstance(event, Evaluated) and event.improved:
             save_model(model, tokenizer, folder)
+
+Target tokens are the positions whose target is not -100: the only ones that have a loss and are learned.
 """
 
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,9 +32,9 @@ class TrainingSet(Protocol):
         """Inputs and targets of one batch, (B, T) each, -100 where there is nothing to learn."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
-    """How to train. An epoch is one pass over the training set."""
+    """How to train. An epoch is one pass over the training set. ValueError names a setting that makes no sense."""
 
     epochs: int = 2
     batch_size: int = 8
@@ -46,6 +48,23 @@ class Settings:
     evaluate_every: int | None = None  # steps; four times an epoch if None
     patience: int = 4  # evaluations without a better validation loss before it stops; 0: never
 
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "micro_batch_size", "max_steps", "evaluate_every"):
+            self._check(name, int, "a whole number of at least 1", lambda value: value >= 1)
+        self._check("patience", int, "a whole number of at least 0", lambda value: value >= 0)
+        for name in ("learning_rate", "clip_norm"):
+            self._check(name, (int, float), "a finite number above 0", lambda value: 0 < value < math.inf)
+        self._check("weight_decay", (int, float), "a finite number of at least 0", lambda value: 0 <= value < math.inf)
+        self._check("warmup", (int, float), "a share from 0 to 1", lambda value: 0 <= value <= 1)
+        self._check("beta2", (int, float), "a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+    def _check(self, name: str, kind: type | tuple[type, ...], expected: str, fits: Callable[[Any], bool]) -> None:
+        value = getattr(self, name)
+        if value is None and name in ("micro_batch_size", "clip_norm", "max_steps", "evaluate_every"):
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
+            raise ValueError(f"Settings: {name} is {value!r}, expected {expected}")
+
 
 @dataclass
 class Progress:
@@ -54,7 +73,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
-    tokens: int = 0  # targets learned so far
+    tokens: int = 0  # target tokens so far, counted again in every epoch
     best_loss: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -81,7 +100,7 @@ class Stepped:
     loss: float
     learning_rate: float
     gradient_norm: float
-    tokens: int  # targets learned in this step
+    tokens: int  # target tokens of this step
     processed: int  # tokens that went through the model in this step
     seconds: float
 
@@ -92,7 +111,7 @@ class Evaluated:
 
     step: int
     epoch: float
-    tokens: int
+    tokens: int  # target tokens so far
     train_loss: float | None
     loss: float
     improved: bool
@@ -103,26 +122,35 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no longer a finite number."""
 
 
+def _count(targets: np.ndarray) -> int:
+    """The number of target tokens."""
+    return int((targets != IGNORE).sum())
+
+
+def has_targets(data: TrainingSet | None) -> bool:
+    """Whether there is a set, with at least one target token in it."""
+    return data is not None and any(_count(data.collate(indices)[1]) for indices in data.batches(1))
+
+
 def evaluate(model: GPT2, data: TrainingSet, batch_size: int) -> float:
-    """Mean loss over all targets of a set; NaN if it has none."""
+    """Mean loss over all target tokens of a set; NaN if it has none."""
     total, count = 0.0, 0
     with no_grad():
         for indices in data.batches(batch_size):
             inputs, targets = data.collate(indices)
-            live = int((targets != IGNORE).sum())
             total += float(model.loss(inputs, targets, total=1).item())
-            count += live
+            count += _count(targets)
     return total / count if count else math.nan
 
 
 def _learn(model: GPT2, data: TrainingSet, indices: np.ndarray, settings: Settings, rng) -> tuple[float, int, int]:
-    """Gradients of one batch, micro-batch by micro-batch; returns loss, targets and tokens processed.
+    """Gradients of one batch, micro-batch by micro-batch; returns loss, target tokens and tokens processed.
 
-    Every micro-batch divides by the targets of the whole batch, so that the sum is the batch's mean loss.
+    Every micro-batch divides by the target tokens of the whole batch, so that the sum is the batch's mean loss.
     """
     size = settings.micro_batch_size or len(indices)
     parts = [data.collate(indices[i : i + size]) for i in range(0, len(indices), size)]
-    total = sum(int((targets != IGNORE).sum()) for _, targets in parts)
+    total = sum(_count(targets) for _, targets in parts)
     loss, processed = 0.0, 0
     for inputs, targets in parts:
         part_loss = model.loss(inputs, targets, total=total, rng=rng)
@@ -139,12 +167,14 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
     """Train, yielding Started, then Stepped and Evaluated as they come; `progress` is kept up to date.
 
     Between two events model, optimizer and progress belong together and can be saved; called with them
-    again, training goes on as if it had not been interrupted. Raises TrainingDiverged before a bad gradient
-    can touch the weights.
+    again, training goes on as if it had not been interrupted. A validation set without target tokens is the
+    same as none. Raises TrainingDiverged before a bad gradient can touch the weights.
     """
     steps_per_epoch = len(training.batches(settings.batch_size, np.random.default_rng(0)))  # whatever the order
     if steps_per_epoch == 0:
         raise ValueError("train: the training set is empty")
+    if not has_targets(validation):
+        validation = None
     steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     every = settings.evaluate_every or math.ceil(steps_per_epoch / 4)
     warmup = max(1, round(settings.warmup * steps))
@@ -153,7 +183,7 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
         rng.bit_generator.state = progress.now_rng
     progress.now_rng = rng.bit_generator.state
 
-    def judgement() -> Evaluated | None:
+    def evaluate_if_due() -> Evaluated | None:
         """The evaluation of the step just made, if one is due and not made before an interruption.
 
         Step 0 is the untuned model: what doesn't get better than that is not worth keeping.
@@ -162,12 +192,12 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
         if validation is None or not due or progress.evaluated_step == progress.step:
             return None
         loss = evaluate(model, validation, settings.batch_size)
-        if not math.isfinite(loss) and len(validation.batches(1)):
+        if not math.isfinite(loss):
             raise TrainingDiverged(f"the validation loss is {loss} after step {progress.step}; "
                                    "try a lower --learning-rate, or look for odd entries in the data")
-        return _judge(loss, progress.step / steps_per_epoch, settings, progress)
+        return _update_best(loss, progress.step / steps_per_epoch, settings, progress)
 
-    if event := judgement():
+    if event := evaluate_if_due():
         yield event
     if validation is not None and 0 < settings.patience <= progress.evaluations_since_best:
         return
@@ -192,7 +222,7 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
             progress.recent_losses.append(loss)
             yield Stepped(progress.step, progress.step / steps_per_epoch, loss, learning_rate, norm, tokens,
                           processed, time.perf_counter() - begin)
-            if event := judgement():
+            if event := evaluate_if_due():
                 yield event
                 if event.stop:
                     return
@@ -211,7 +241,7 @@ def _epoch_batches(training: TrainingSet, settings: Settings, progress: Progress
     return training.batches(settings.batch_size, rng)
 
 
-def _judge(loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
+def _update_best(loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
     """Compare with the best so far, and decide whether validation has turned."""
     train_loss = float(np.mean(progress.recent_losses)) if progress.recent_losses else None
     progress.evaluated_step, progress.recent_losses = progress.step, []

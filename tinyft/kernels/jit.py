@@ -16,6 +16,8 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import event
 
+from .threads import layer_is_thread_safe, one_thread_at_a_time
+
 # Flags that let the compiler reorder sums, fuse a*b+c and ignore the sign of zero, which is what
 # vectorising a reduction takes. "nnan" and "ninf" stay out: with them every test for NaN is
 # optimised away and a diverged loss would go unnoticed.
@@ -98,7 +100,12 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
         finally:
             numba.config.CACHE_DIR = before
 
-    return decorate if function is None else decorate(function)
+    if parallel and not layer_is_thread_safe():
+        def decorated(f):
+            return one_thread_at_a_time(decorate(f))
+    else:
+        decorated = decorate
+    return decorated if function is None else decorated(function)
 
 
 class _CompileNotice(event.Listener):
