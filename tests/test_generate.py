@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import CORPUS, NASTY_TEXTS, make_model, write_tokenizer
 
-from tinyft import KVCache, generate, load_tokenizer, no_grad, reply, sample, stream_text
+from tinyft import (
+    GPT2Config,
+    KVCache,
+    decode_one_token,
+    generate,
+    load_tokenizer,
+    no_grad,
+    prefill,
+    reply,
+    sample,
+    stream_text,
+)
 
 V = 8
 LOGITS = np.log(np.array([0.02, 0.3, 0.05, 0.2, 0.01, 0.25, 0.07, 0.1]))
@@ -48,8 +59,8 @@ def test_decoding_with_the_cache_is_the_whole_forward_pass(shape, prompt_length)
     with no_grad():
         whole = model(ids).data[0]
     cache = KVCache(model.config, np.float64)
-    steps = [model.prefill(ids[:prompt_length], cache)]
-    steps += [model.decode_one_token(int(token), cache) for token in ids[prompt_length:]]
+    steps = [prefill(model, ids[:prompt_length], cache)]
+    steps += [decode_one_token(model, int(token), cache) for token in ids[prompt_length:]]
     assert cache.length == len(ids)
     for step, expected in zip(steps, whole[prompt_length - 1 :], strict=True):
         np.testing.assert_allclose(step, expected, rtol=0, atol=1e-12 * np.abs(whole).max())
@@ -59,7 +70,7 @@ def test_the_cache_in_float32():
     model = make_model(seed=1)
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=16)
     cache = KVCache(model.config)
-    steps = [model.prefill(ids[:4], cache), *(model.decode_one_token(int(token), cache) for token in ids[4:])]
+    steps = [prefill(model, ids[:4], cache), *(decode_one_token(model, int(token), cache) for token in ids[4:])]
     assert all(step.dtype == np.float32 for step in steps)
     whole = model(ids).data[0]
     np.testing.assert_allclose(steps, whole[3:], rtol=0, atol=5e-6 * np.abs(whole).max())
@@ -69,12 +80,15 @@ def test_a_small_model_decodes_with_one_thread_and_gives_the_others_back():
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("Numba has one thread here")
     model, seen, logits, before = make_model(seed=1), [], [], numba.get_num_threads()
-    run = model._run
-    model._run = lambda *args: seen.append(numba.get_num_threads()) or run(*args)
-    for model.decodes_alone in (True, False):
+    run = model.run_blocks
+    model.run_blocks = lambda *args, **more: seen.append(numba.get_num_threads()) or run(*args, **more)
+    assert KVCache(model.config).single_threaded_decode
+    assert not KVCache(GPT2Config(n_positions=2)).single_threaded_decode
+    for alone in (True, False):
         cache = KVCache(model.config)
-        model.prefill([1, 2, 3], cache)
-        logits.append(model.decode_one_token(4, cache))
+        cache.single_threaded_decode = alone
+        prefill(model, [1, 2, 3], cache)
+        logits.append(decode_one_token(model, 4, cache))
         assert numba.get_num_threads() == before
     assert seen == [before, 1, before, before]
     np.testing.assert_array_equal(*logits)
@@ -83,12 +97,12 @@ def test_a_small_model_decodes_with_one_thread_and_gives_the_others_back():
 def test_the_cache_refuses_what_does_not_fit(model):
     cache = KVCache(model.config, np.float64)
     with pytest.raises(ValueError, match="prefill: 0 tokens"):
-        model.prefill(np.array([], np.int64), cache)
-    model.prefill(np.arange(16), cache)
+        prefill(model, np.array([], np.int64), cache)
+    prefill(model, np.arange(16), cache)
     with pytest.raises(ValueError, match="context of 16 tokens is full"):
-        model.decode_one_token(0, cache)
+        decode_one_token(model, 0, cache)
     with pytest.raises(ValueError, match="prefill: 1 tokens into a cache of 16"):
-        model.prefill(np.array([1]), cache)
+        prefill(model, np.array([1]), cache)
 
 
 # ---- choosing a token
@@ -188,7 +202,10 @@ def test_it_ends_before_the_stop_token(model):
     tokens = run(None)
     assert len(set(tokens)) > 3
     for stop in tokens:
-        assert run(stop) == tokens[: tokens.index(stop)]
+        assert run(stop) == run(np.int64(stop)) == tokens[: tokens.index(stop)]
+    for stops in ({tokens[5], tokens[3]}, (tokens[3], 340), [tokens[3], tokens[3]]):
+        assert run(stops) == tokens[: min(tokens.index(stop) for stop in stops if stop in tokens)]
+    assert run(()) == tokens
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -207,8 +224,8 @@ def test_it_ends_where_the_context_is_full(model, length):
 
 def test_each_token_comes_as_soon_as_it_is_chosen(model, monkeypatch):
     calls = []
-    decode = type(model).decode_one_token
-    monkeypatch.setattr(type(model), "decode_one_token", lambda *args: calls.append(1) or decode(*args))
+    monkeypatch.setattr("tinyft.inference.generate.decode_one_token",
+                        lambda *args: calls.append(1) or decode_one_token(*args))
     tokens = generate(model, [1, 2, 3], max_new_tokens=3)
     for expected in (0, 1, 2):
         next(tokens)

@@ -25,8 +25,9 @@ from .checkpoint import (
 from .data.entries import Entry, Turn
 from .data.instructions import InstructionSet, collate, split
 from .data.reading import read_data, read_entries
-from .gpt2 import GPT2, GPT2Config, KVCache
+from .gpt2 import GPT2, GPT2Config
 from .gradcheck import gradcheck
+from .inference.decoding import KVCache, decode_one_token, prefill
 from .inference.generate import generate
 from .inference.replies import ask, reply, stream_text
 from .inference.sampling import sample
@@ -38,8 +39,8 @@ from .train import Progress, Settings, evaluate, train
 
 __all__ = [
     "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
-    "ask", "cli", "collate", "cosine_with_warmup", "delete_state", "evaluate", "fit", "generate", "gradcheck",
-    "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
-    "read_data", "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state", "split",
-    "stream_text", "train", "warm_up",
+    "ask", "cli", "collate", "cosine_with_warmup", "decode_one_token", "delete_state", "evaluate", "fit", "generate",
+    "gradcheck", "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
+    "prefill", "read_data", "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state",
+    "split", "stream_text", "train", "warm_up",
 ]

@@ -162,22 +162,22 @@ def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
 
 def decode_and_prefill(table: Table, model, tokens: int = 64) -> None:
     """One prompt through GPT-2 124M, then token by token."""
-    from tinyft import KVCache
+    from tinyft import KVCache, decode_one_token, prefill
 
     table.title("decode", "inference, GPT-2 124M")
     ids = np.arange(tokens) % 50257
     cache = KVCache(model.config)
 
-    def prefill():
+    def read():
         cache.length = 0
-        model.prefill(ids, cache)
+        prefill(model, ids, cache)
 
     def decode():
         cache.length = tokens
-        model.decode_one_token(7, cache)
+        decode_one_token(model, 7, cache)
 
     with no_grad():
-        times = interleaved({"prefill": prefill, "decode": decode}, 3.0)
+        times = interleaved({"prefill": read, "decode": decode}, 3.0)
     table.add(f"prefill of {tokens} tokens", "ms", tinyft=1000 * times["prefill"])
     table.add("decoding", "tokens/s", tinyft=1 / times["decode"])
 
