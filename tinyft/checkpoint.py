@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,68 +12,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .files import make_writable_folder, read_json, replacing, to_json
-from .gpt2 import GPT2, GPT2Config
+from .gpt2 import GPT2
+from .model_config import config_values, read_config
 from .optim import AdamW
+from .safetensors_file import read_header, read_tensors
 from .tokenizer import Tokenizer
 from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .train import Progress
+from .weight_names import full_name, is_buffer, plain_names, refuse_signs, why_misshaped, why_missing
 
-STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+OTHER_WEIGHTS = {".safetensors": "another safetensors file", ".bin": "a PyTorch pickle", ".pt": "a PyTorch pickle",
+                 ".pth": "a PyTorch pickle", ".ckpt": "a PyTorch pickle", ".h5": "TensorFlow's",
+                 ".msgpack": "Flax's", ".gguf": "llama.cpp's"}
 SAVE_DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 # ---- reading
-
-
-def _what_it_is(path: Path) -> str:
-    """Name a file that carries the name of safetensors but not the format, and the remedy."""
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a git-lfs pointer, not the weights; run 'git lfs pull' in that folder"
-    if start[:1] == b"<":
-        return "it is an HTML page, not the weights; the download failed, fetch the file again"
-    if start.startswith((b"PK", b"\x80")):
-        return ("it is a PyTorch pickle, not safetensors; load it in transformers and save it with "
-                "save_pretrained(folder, safe_serialization=True)")
-    return "it is not a whole safetensors file; copy or download it again"
-
-
-def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file by name, as views of the mapped file; bfloat16 becomes float32.
-
-    float32 and float16 arrays are copy-on-write: changing one changes memory, never the file. GPT-2's boolean
-    masks are left out. ValueError if the file is not what it says it is.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a safetensors file")
-    try:
-        with safe_open(path, framework="numpy"):  # checks the header against the file's size
-            pass
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path}: {_what_it_is(path)} ({error})") from None
-    # The format (huggingface.co/docs/safetensors): 8 bytes length of the header, the header as JSON, the data.
-    mapped = np.asarray(np.memmap(path, mode="c"))
-    data_start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
-    header = json.loads(mapped[8:data_start].tobytes())
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue
-        stored = STORED_AS.get(entry["dtype"])
-        if stored is None:
-            raise ValueError(f"{path}: tensor '{name}' is {entry['dtype']}, expected one of {', '.join(STORED_AS)}")
-        start, end = (data_start + offset for offset in entry["data_offsets"])
-        raw = mapped[start:end]
-        array = (raw if start % stored().itemsize == 0 else raw.copy()).view(stored).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = array
-    return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -86,61 +40,66 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
             raise ValueError(f"{index}: 'weight_map' is missing, expected an index of safetensors files")
         return [folder / str(name) for name in sorted(map(str, set(content["weight_map"].values())))]
-    pickles = sorted(folder.glob("*.bin"))
-    remedy = (f"; {pickles[0].name} is a PyTorch pickle: load it in transformers and save it with "
-              "save_pretrained(folder, safe_serialization=True)" if pickles else "")
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
+    if not others:
+        remedy = ""
+    elif others[0].endswith(".safetensors"):
+        remedy = f"; there is {others[0]}: rename it if it is the whole model"
+    else:
+        remedy = (f"; {others[0]} is {OTHER_WEIGHTS[Path(others[0]).suffix]}: load it in transformers and save it "
+                  "with save_pretrained(folder, safe_serialization=True)")
     raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json, "
                      f"expected a folder with weights{remedy}")
 
 
-def read_config(folder: str | os.PathLike) -> GPT2Config:
-    """The GPT2Config of a model folder; ValueError where config.json asks for what tinyft's GPT-2 is not."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        what = "has no config.json; is it a model folder" if Path(folder).is_dir() else "is no folder"
-        raise ValueError(f"{folder} {what}? Expected config.json, model.safetensors, vocab.json, merges.txt")
-    raw = read_json(path)
-    if not isinstance(raw, dict) or raw.get("model_type", "gpt2") != "gpt2":
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ValueError(f"{path}: model_type is {kind!r}, expected 'gpt2'")
-    if raw.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise ValueError(f"{path}: activation_function is {raw['activation_function']!r}, expected 'gelu_new'")
-    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-                        ("tie_word_embeddings", True), ("add_cross_attention", False)):
-        if raw.get(name, usual) != usual:
-            raise ValueError(f"{path}: {name} is {raw[name]}, only {usual} is supported")
-    known = {field.name for field in fields(GPT2Config)}
-    try:
-        return GPT2Config(**{name: value for name, value in raw.items() if name in known})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The weights of a model folder under the names of tinyft's GPT2, wherever they come from."""
+    paths = _weight_files(folder)
+    place = {name: path for path in paths for name in read_header(path)}
+    refuse_signs(folder, place)
+    names = plain_names(folder, (name for name in place if not is_buffer(name)))
+    stored: dict[str, np.ndarray] = {}
+    for path in paths:
+        stored |= read_tensors(path, lambda name: name in names)
+    return {short: stored[name] for name, short in names.items()}
+
+
+def _tie(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Leave one of two tables that are the same: files may have either or both."""
+    head = tensors.pop("lm_head.weight", None)
+    if head is None:
+        return
+    table = tensors.setdefault("wte.weight", head)
+    if table is not head and not np.array_equal(head, table, equal_nan=True):
+        raise ValueError(
+            f"{folder}: lm_head.weight differs from wte.weight, but config.json doesn't say tie_word_embeddings = "
+            "false; transformers 4 would use wte.weight for both, transformers 5 each for its own: say false in "
+            "config.json, or remove lm_head.weight")
 
 
 def load_model(folder: str | os.PathLike) -> GPT2:
     """The model in a folder, in float32. Float32 weights stay in the mapped file until training writes them.
 
-    ValueError names the missing or mis-shaped tensor.
+    Prefixes of wrappers are understood, masks left out. ValueError names the tensor that is missing, of another shape,
+    or not GPT-2's, or the setting in config.json that asks for another model, with the reason and what to do.
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors: dict[str, np.ndarray] = {}
-    for path in _weight_files(folder):
-        tensors |= {name.removeprefix("transformer."): array for name, array in read_tensors(path).items()}
+    tensors = _read_weights(folder)
+    if config.tie_word_embeddings:
+        _tie(folder, tensors)
     model = GPT2(config)
+    there = set(tensors)
     for name, parameter in model.named_parameters():
         tensor = tensors.pop(name, None)
         if tensor is None:
-            raise ValueError(f"{folder}: tensor '{name}' is missing; config.json says n_layer = {config.n_layer}")
+            raise ValueError(f"{folder}: tensor '{name}' is missing; {why_missing(name, there, config.n_layer)}")
         if tensor.shape != parameter.shape:
-            raise ValueError(f"{folder}: tensor '{name}' is {tensor.shape}, "
-                             f"expected {parameter.shape} from config.json")
+            raise ValueError(f"{folder}: tensor '{name}' is {tensor.shape}, expected {parameter.shape}; "
+                             f"{why_misshaped(name, tensor.shape, parameter.shape)}")
         parameter.data = np.asarray(tensor, np.float32)
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, model.wte.weight.data):
-        raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, expected GPT-2's tied output layer")
-    surplus = next((name for name in tensors if name.startswith("h.")), None)
-    if surplus is not None:
-        raise ValueError(f"{folder}: tensor '{surplus}' has no place in a model with n_layer = {config.n_layer}, "
+    if tensors:
+        raise ValueError(f"{folder}: tensor '{min(tensors)}' has no place in a GPT-2 with n_layer = {config.n_layer}, "
                          "as config.json says; they don't belong together")
     return model
 
@@ -151,15 +110,6 @@ def load_model_and_tokenizer(folder: str | os.PathLike) -> tuple[GPT2, Tokenizer
 
 
 # ---- writing
-
-
-def _config_json(config: GPT2Config, dtype: str) -> dict:
-    values = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
-        **asdict(config), "attn_pdrop": 0.0, "initializer_range": 0.02, "tie_word_embeddings": True,
-        "torch_dtype": dtype,
-    }
-    return values
 
 
 def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
@@ -175,10 +125,10 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
     tokens, ends = _special_ids(tokenizer), list(tokenizer.stop_tokens)
     contents = {
         **tokenizer_files(tokenizer),
-        "config.json": to_json(_config_json(model.config, dtype) | tokens).encode(),
+        "config.json": to_json(config_values(model.config, dtype) | tokens).encode(),
         "generation_config.json": to_json(tokens | {"eos_token_id": ends if len(ends) > 1 else ends[0]}).encode(),
     }
-    tensors = {f"transformer.{name}": np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
+    tensors = {full_name(name): np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
                for name, parameter in model.named_parameters()}
     with ExitStack() as together:
         for name, content in contents.items():

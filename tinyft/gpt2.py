@@ -44,6 +44,8 @@ class GPT2Config:
     scale_attn_weights: bool = True  # divide attention's scores by the root of a head's size
     scale_attn_by_inverse_layer_idx: bool = False  # divide them by the layer's number as well, which counts from 1
     reorder_and_upcast_attn: bool = False  # where others round to float16 or bfloat16; attention here is float32
+    attn_pdrop: float = 0.0  # dropout on attention's weights: kept for others, not done here
+    initializer_range: float = 0.02  # standard deviation of fresh weights
     tie_word_embeddings: bool = True  # the token table is the output layer, too
 
     def __post_init__(self):
@@ -51,7 +53,8 @@ class GPT2Config:
             value = getattr(self, name)
             if not (type(value) is int and value >= 1 or name == "n_inner" and value is None):
                 raise ValueError(f"GPT2Config: {name} is {value!r}, expected a positive integer")
-        for name, low in (("layer_norm_epsilon", 1e-12), ("embd_pdrop", 0.0), ("resid_pdrop", 0.0)):
+        for name, low in (("layer_norm_epsilon", 1e-12), ("embd_pdrop", 0.0), ("resid_pdrop", 0.0),
+                          ("attn_pdrop", 0.0), ("initializer_range", 0.0)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value < 1:
                 raise ValueError(f"GPT2Config: {name} is {value!r}, expected a number from {low:g} to below 1")
@@ -69,6 +72,14 @@ class GPT2Config:
         """What attention's scores are multiplied by in a layer, which counts from 0."""
         scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    @property
+    def residual_std(self) -> float:
+        """The standard deviation of fresh weights whose products are added to the stream.
+
+        The stream sums 2 * n_layer additions; their weights start smaller by its root (GPT-2, section 2.3).
+        """
+        return self.initializer_range / (2 * self.n_layer) ** 0.5
 
     @classmethod
     def named(cls, name: str) -> "GPT2Config":
@@ -89,9 +100,10 @@ SIZES = {
 class Attention(Module):
     """Queries, keys and values are projected by c_attn, mixed by attention, and projected back by c_proj."""
 
-    def __init__(self, config: GPT2Config, std: float, rng, dtype):
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, rng=rng, dtype=dtype)
-        self.c_proj = Linear(config.n_embd, config.n_embd, std=std, rng=rng, dtype=dtype)
+    def __init__(self, config: GPT2Config, rng, dtype):
+        std, residual_std = config.initializer_range, config.residual_std
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, std=std, rng=rng, dtype=dtype)
+        self.c_proj = Linear(config.n_embd, config.n_embd, std=residual_std, rng=rng, dtype=dtype)
 
     def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], keep: np.ndarray | None = None) -> Tensor:
         """(N, C) -> (N, C), or (K, C) for the tokens `keep` alone. attend: (N, 3C) -> (N, C), mixes tokens."""
@@ -102,10 +114,11 @@ class Attention(Module):
 class MLP(Module):
     """Two layers, applied to each token independently."""
 
-    def __init__(self, config: GPT2Config, std: float, rng, dtype):
+    def __init__(self, config: GPT2Config, rng, dtype):
+        std, residual_std = config.initializer_range, config.residual_std
         n_inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = Linear(config.n_embd, n_inner, rng=rng, dtype=dtype)
-        self.c_proj = Linear(n_inner, config.n_embd, std=std, rng=rng, dtype=dtype)
+        self.c_fc = Linear(config.n_embd, n_inner, std=std, rng=rng, dtype=dtype)
+        self.c_proj = Linear(n_inner, config.n_embd, std=residual_std, rng=rng, dtype=dtype)
         self.activation = ACTIVATIONS[config.activation_function]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,12 +130,10 @@ class Block(Module):
     """Tokens look at each other, then each thinks for itself; both add to the stream x."""
 
     def __init__(self, config: GPT2Config, rng, dtype):
-        # The stream sums 2 * n_layer additions; their weights start smaller by its root (GPT-2, section 2.3).
-        std = 0.02 / (2 * config.n_layer) ** 0.5
         self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, dtype=dtype)
-        self.attn = Attention(config, std, rng, dtype)
+        self.attn = Attention(config, rng, dtype)
         self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, dtype=dtype)
-        self.mlp = MLP(config, std, rng, dtype)
+        self.mlp = MLP(config, rng, dtype)
         self.drop = Dropout(config.resid_pdrop)
 
     def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], rng=None, keep=None) -> Tensor:
@@ -153,12 +164,13 @@ class GPT2(Module):
     def __init__(self, config: GPT2Config, rng: np.random.Generator | None = None, dtype=np.float32):
         """rng: draws fresh weights; without it they are left for loading to fill."""
         self.config = config
-        self.wte = Embedding(config.vocab_size, config.n_embd, rng=rng, dtype=dtype)
-        self.wpe = Embedding(config.n_positions, config.n_embd, rng=rng, dtype=dtype)
+        std, eps = config.initializer_range, config.layer_norm_epsilon
+        self.wte = Embedding(config.vocab_size, config.n_embd, std=std, rng=rng, dtype=dtype)
+        self.wpe = Embedding(config.n_positions, config.n_embd, std=std, rng=rng, dtype=dtype)
         self.h = [Block(config, rng, dtype) for _ in range(config.n_layer)]
-        self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, dtype=dtype)
+        self.ln_f = LayerNorm(config.n_embd, eps=eps, dtype=dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = Embedding(config.vocab_size, config.n_embd, rng=rng, dtype=dtype)
+            self.lm_head = Embedding(config.vocab_size, config.n_embd, std=std, rng=rng, dtype=dtype)
         self.drop = Dropout(config.embd_pdrop)
 
     def set_dropout(self, p: float) -> None:

@@ -1,0 +1,52 @@
+"""config.json of a model folder, there and back."""
+
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from .files import read_json
+from .gpt2 import GPT2Config
+
+# Other names for the same that transformers reads as well.
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+           "num_hidden_layers": "n_layer"}
+# What would be another model: name, what it is, and the remedy.
+REFUSED = {
+    "add_cross_attention": ("attention to an encoder", "take a GPT-2 that is a language model by itself"),
+    "quantization_config": ("quantised weights", "save it from transformers in float32, float16 or bfloat16"),
+    "pruned_heads": ("layers with fewer heads than n_head", "take the model before its heads were pruned"),
+}
+
+
+def read_config(folder: str | os.PathLike) -> GPT2Config:
+    """The GPT2Config of a model folder; ValueError where config.json asks for what tinyft's GPT-2 is not."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.exists():
+        if (folder / "adapter_config.json").exists():
+            raise ValueError(f"{folder} holds an adapter, not a model; merge it with peft's model.merge_and_unload() "
+                             "and save the result with save_pretrained")
+        what = "has no config.json; is it a model folder" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{folder} {what}? Expected config.json, model.safetensors, vocab.json, merges.txt")
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("model_type", "gpt2") != "gpt2":
+        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ValueError(f"{path}: model_type is {kind!r}, expected 'gpt2'")
+    for name, (what, remedy) in REFUSED.items():
+        if raw.get(name):
+            raise ValueError(f"{path}: {name} is {str(raw[name])[:60]}, but {what} can't be read; {remedy}")
+    for alias, name in ALIASES.items():
+        if alias in raw and raw.setdefault(name, raw[alias]) != raw[alias]:
+            raise ValueError(f"{path}: {alias} is {raw[alias]} and {name} is {raw[name]}, but they are the same thing; "
+                             "remove the wrong one")
+    known = {field.name for field in fields(GPT2Config)}
+    try:
+        return GPT2Config(**{name: value for name, value in raw.items() if name in known})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def config_values(config: GPT2Config, dtype: str) -> dict:
+    """What config.json says of the model. dtype: of the weights in the file, "float32" or "float16"."""
+    # transformers 5 calls it dtype and reads torch_dtype as well; transformers 4 knows only that.
+    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **asdict(config), "torch_dtype": dtype}
