@@ -7,6 +7,7 @@ you to review), scores.json, metrics.jsonl, loss.png.
 """
 
 import textwrap
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,34 +20,28 @@ from tinyft import (
     delete_state,
     fit,
     load_model_and_tokenizer,
-    read_data,
+    parse_columns,
+    read_entries,
+    read_with_account,
     split,
     warm_up,
 )
 from tinyft.checkpoint import check_training_state, model_fingerprint
 from tinyft.data.instructions import END_MARKER_CHOICES, end_markers, show_mask, strip_end_markers
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style, use_style
-from tinyft.data.report import report_on
-from tinyft.data.schemas import parse_columns
+from tinyft.data.report import describe, report_lines
 from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
+from tinyft.hub import find_model
 from tinyft.inference.replies import reply
 from tinyft.memory import peak_megabytes
+from tinyft.progress import progress
 from tinyft.run import STATE, claim_output
 from tinyft.scoring import compare_by_family, score_table, side_by_side
-
-try:
-    from tqdm import tqdm
-except ImportError:
-    def tqdm(items, **_):
-        """Without tqdm, no bar."""
-        return items
 
 HERE = Path(__file__).resolve().parent
 BASE_MODEL = HERE.parent / "weights" / "tiny-world"
 DATA = HERE / "data"
-HUB_NAMES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
-             "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl"}
 EXAMPLES = """\
   python examples/finetune_alpaca.py
   python examples/finetune_alpaca.py --data my-instructions.json --output-dir runs/mine
@@ -109,25 +104,6 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def find_model(name: str) -> Path:
-    """The folder of a model: as given, or fetched from the hub into its usual cache."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name not in HUB_NAMES:
-        raise ValueError(f"--model {name}: neither a folder nor one of {', '.join(HUB_NAMES)}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ValueError(f"--model {name} is fetched with huggingface_hub: pip install 'huggingface_hub', "
-                         "or give a folder") from None
-    try:
-        return Path(snapshot_download(HUB_NAMES[name], allow_patterns=[
-            "config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"]))
-    except Exception as error:  # the hub's library raises what its network layers raise
-        raise ValueError(f"--model {name} is not in the cache and could not be fetched from the Hugging Face hub "
-                         f"({type(error).__name__}); check the network, or give a folder") from None
-
-
 def choose_output(options, model_folder: Path) -> Path:
     """The run's folder: a new one, unless --resume or --overwrite allow an old one."""
     if options.output_dir is None:
@@ -140,23 +116,33 @@ def choose_output(options, model_folder: Path) -> Path:
 
 
 def read_all(options, rng):
-    """An account of --data; training, validation and test entries, the latter as {title: entries}."""
+    """Entries of --data with an account of them; of these training, validation and test, as {title: entries}."""
     columns = parse_columns(options.columns) if options.columns else {}
     test_paths = options.test_data
     if options.data is None and not test_paths:
         test_paths = [DATA / "test_items.json", DATA / "test_phrasings.json"]
-    reading = read_data(options.data or DATA / "train.json", columns)
-    entries = reading.entries[: options.max_entries]
+    entries, account = read_with_account(options.data or DATA / "train.json", columns)
+    entries = entries[: options.max_entries]
     test_share = 0.0 if test_paths else options.test_share
     training, validation, test = split(entries, train=options.train_share, test=test_share,
                                        rng=None if options.in_file_order else rng)
     if not test_paths:
-        return reading.account, training, validation, {"test entries": test}
+        return entries, account, training, validation, {"test entries": test}
     tests = {}
     for path in test_paths:
         name = Path(path).stem.replace("_", " ")
-        tests[name if name not in tests else str(path)] = read_data(path, columns).entries[: options.max_entries]
-    return reading.account, training, validation, tests
+        tests[name if name not in tests else str(path)] = read_entries(path, columns)[: options.max_entries]
+    return entries, account, training, validation, tests
+
+
+def facts_of(entries, account, sets) -> dict:
+    """What is reported of the data: how it was read, and what became of it as tokens."""
+    examples = [example for data in sets for example in data.examples]
+    targets = [int(example.learned[1:].sum()) if sets[0].mask_prompt else len(example.ids) - 1 for example in examples]
+    return describe(account, entries, [len(example.ids) - 1 for example in examples], targets,
+                    max_length=sets[0].max_length, cut=sum(data.cut for data in sets),
+                    end_markers=sum(data.end_markers for data in sets),
+                    dropped=sum((data.reasons for data in sets), Counter()))
 
 
 def asked_of(entry):
@@ -167,7 +153,7 @@ def asked_of(entry):
 def answer_all(model, tokenizer, entries, style, what: str, limit) -> list[str]:
     """A greedy reply of at most limit(entry) tokens to each; none where the prompt is longer than the context."""
     replies, too_long = [], 0
-    for entry in tqdm(entries, desc=what, unit="reply", leave=False, dynamic_ncols=True):
+    for entry in progress(entries, what, unit="reply"):
         prompt = encode_prompt(asked_of(entry), style, tokenizer)
         if len(prompt) < model.config.n_positions:
             replies.append(reply(model, tokenizer, prompt, max_new_tokens=limit(entry)))
@@ -195,7 +181,7 @@ def main() -> None:
     threads = cli.use_threads(options.threads)
     cli.use_dtype(options.dtype)
     rng = np.random.default_rng(options.seed)
-    account, training, validation, tests = read_all(options, rng)
+    entries, account, training, validation, tests = read_all(options, rng)
     folder = find_model(options.model)
     model, tokenizer = load_model_and_tokenizer(folder)
     context = model.config.n_positions
@@ -214,7 +200,6 @@ def main() -> None:
         why = ", ".join(f"{n} {reason}" for reason, n in training_set.reasons.items()) or "there is none"
         raise ValueError(f"{', '.join(options.data or [str(DATA)])}: no entry to train on; of {len(training)} in the "
                          f"training share: {why}; give at least 2 entries")
-    report = report_on(account, [*training, *validation], [training_set, validation_set])
     if options.show_mask:
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
@@ -239,7 +224,7 @@ def main() -> None:
     print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
     print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
           + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
-    for line in report.lines():
+    for line in report_lines(facts_of(entries, account, [training_set, validation_set])):
         print(f"          {line}")
     length = f"{options.max_steps} steps at most" if options.max_steps else f"{options.epochs} epochs"
     print(f"training  {length}, batches of {options.batch_size}, learning rate {learning_rate:.2g}, "

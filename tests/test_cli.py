@@ -25,19 +25,8 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-@pytest.mark.parametrize("args", [["--batch-size", "3"], ["--batch_size", "3"], ["--batch_size=3"], ["--batch-size=3"]])
-def test_underscores_are_hyphens(args):
-    assert make_parser().parse_args(args).batch_size == 3
-
-
-def test_values_keep_their_underscores():
-    options = make_parser().parse_args(["a_b", "--batch_size", "3"])
-    assert (options.prompt, options.batch_size) == ("a_b", 3)
-    assert make_parser().parse_args(["--", "--a_b"]).prompt == "--a_b"
-
-
 def test_arguments_come_from_the_command_line(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["say.py", "--batch_size", "5"])
+    monkeypatch.setattr(sys, "argv", ["say.py", "--batch-size", "5"])
     assert make_parser().parse_args().batch_size == 5
 
 
@@ -140,12 +129,15 @@ def test_run_after_control_c():
 SCRIPT = "from tinyft import cli\ndef main(): raise ValueError('data.json, entry 3: no')\ncli.run(main)"
 
 
-@pytest.mark.parametrize("options, lines", [([], ["error: data.json, entry 3: no"]), (["-X", "tinyft_debug"], None)])
-def test_run_as_a_program(options, lines):
-    result = subprocess.run([sys.executable, *options, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("debug", [None, "", "0", "1", "yes"])
+def test_run_as_a_program(debug, monkeypatch):
+    monkeypatch.delenv("TINYFT_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("TINYFT_DEBUG", debug)
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stdout == ""
-    if lines:
-        assert result.stderr.splitlines() == lines
+    if debug in (None, "", "0"):
+        assert result.stderr.splitlines() == ["error: data.json, entry 3: no"]
     else:
         assert result.stderr.startswith("Traceback") and "ValueError: data.json, entry 3: no" in result.stderr

@@ -1,74 +1,82 @@
-"""The report on data before training: what it counts, and that it is silent about what is as it should be."""
+"""What is said about the data before a run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
 
 import numpy as np
-from tiny import TOKENIZER
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tinyft import Entry, InstructionSet, Turn
-from tinyft.data.report import report_on
+from tinyft import Entry, Turn
+from tinyft.data.report import describe, histogram, report_lines
 from tinyft.data.schemas import Account
 
-
-def make_report(entries, account=None, **options):
-    options = {"prompt_style": "phi3", "max_length": 64, "mask_prompt": True} | options
-    data = InstructionSet(entries, TOKENIZER, **options)
-    return report_on(account or Account(), entries, [data]), data
+A, B, C = Entry.single("a", "", "b"), Entry.single("a", "", "c"), Entry.single("a", "i", "b")
 
 
-def test_it_says_no_more_than_is_needed():
-    account = Account()
-    account.schemas["Alpaca"] = 2
-    report, data = make_report([Entry.single("a", "", "yes"), Entry.single("b", "", "no")], account)
-    tokens = [len(example.ids) for example in data.examples]
-    learned = len("yes") + len("no") + 2
-    lines = report.lines()
-    assert lines[0] == "2 entries read: 2 Alpaca"
-    assert lines[1] == (f"{sum(tokens)} tokens, {sum(tokens) / 2:.0f} an entry on average; "
-                        f"{learned / sum(tokens):.0%} are learned")
-    assert all(" to " in line and "#" in line for line in lines[2:]) and len(lines) <= 4
+def account(**counts) -> Account:
+    return Account(["data.json"], **{name: Counter(count) for name, count in counts.items()})
 
 
-def test_it_counts_what_is_not_as_it_should_be():
-    account = Account()
-    account.schemas.update({"Alpaca": 1200, "Dolly": 5})
-    account.ignored.update({"text": 1200, "id": 3})
-    account.changed["inputs that say <noinput>"] = 7
-    entries = [Entry.single("a", "", "yes"), Entry.single("a", "", "yes"), Entry.single("a", "", "no"),
-               Entry.single("b", "", "x<|endoftext|>"), Entry.single("c", "", ""), Entry.single("", "", "d"),
-               Entry.single("x" * 70, "", "y"), Entry.single("d", "", "z" * 60)]
-    report, _ = make_report(entries, account)
-    text = "\n".join(report.lines())
-    for line in ("1,205 entries read: 1,200 Alpaca, 5 Dolly", "keys ignored: 'text' in 1,200, 'id' in 3",
-                 "7 inputs that say <noinput>", "1 replies end with an end of text that is written out",
-                 "left out: 1 without a reply, 1 without an instruction, 1 with a prompt of more than 64 tokens",
-                 "1 entries are there more than once", "1 prompts have several replies",
-                 "1 entries cut at 64 tokens, so that the end of a reply is lost", "<- cut at 64"):
-        assert line in text, text
-    numbers = report.as_dict()
-    assert numbers["left out"] == dict(report.dropped) and numbers["cut"] == 1 and numbers["repeated"] == 1
-    assert all(type(numbers[name]) is int for name in ("tokens", "targets", "longest"))
+def test_nothing_is_said_of_what_is_nothing():
+    facts = describe(account(schemas={"Alpaca": 2}), [A, C])
+    assert facts == {"files": ["data.json"], "entries": 2, "schemas": {"Alpaca": 2}, "replies": 2}
+    assert report_lines(facts) == ["2 entries: Alpaca"]
 
 
-def test_the_histogram_counts_every_example_once():
-    rng = np.random.default_rng(0)
-    entries = [Entry.single("a", "", "x" * int(n)) for n in rng.integers(1, 200, 300)]
-    report, data = make_report(entries, max_length=1000)
-    lines = report.histogram()
-    assert sum(int(line.split()[-1].replace(",", "")) for line in lines) == 300
-    assert max(line.count("#") for line in lines) == 40 and len(lines) <= 9
-    width = int(lines[1].split()[0]) - int(lines[0].split()[0])
-    for line in lines:
-        first, last, count = int(line.split()[0]), int(line.split()[2]), int(line.split()[-1])
-        assert last - first + 1 == width
-        assert count == sum(first <= len(example.ids) <= last for example in data.examples)
+def test_a_report_of_everything():
+    chat = Entry((Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")))
+    facts = describe(
+        account(schemas={"messages": 1, "Alpaca": 4}, dropped={"no reply to learn": 3}, ignored={"id": 2, "text ": 5},
+                changed={"<noinput> read as no input": 2}),
+        [A, A, B, C, chat], [8, 12, 31, 40, 7], [2, 3, 4, 5, 6], max_length=32, cut=1, dropped={"too long": 1})
+    assert json.loads(json.dumps(facts)) == facts
+    assert report_lines(facts) == [
+        "5 entries: 4 Alpaca, 1 messages; 6 replies in them",
+        "  dropped            3  no reply to learn",
+        "                     1  too long",
+        "  changed            2  <noinput> read as no input",
+        "  ignored keys       5  'text '",
+        "                     2  'id'",
+        "  repeated           1  the same as another entry",
+        "                     1  same prompt, other reply",
+        "98 tokens in 5 examples of 7 to 40 (median 12); 20 are targets (20%)",
+        "           5-9       2  " + "#" * 40,
+        "         10-14       1  " + "#" * 20,
+        "         15-19       0",
+        "         20-24       0",
+        "         25-29       0",
+        "         30-32       1  " + "#" * 20,
+        "         33-40       1  " + "#" * 20 + "  beyond the limit of 32",
+        "1 reply loses its end at the limit of 32 tokens",
+    ]
 
 
-def test_all_tokens_but_the_first_are_targets_where_prompts_are_learned():
-    entries = [Entry((Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")))]
-    masked, data = make_report(entries)
-    learned, _ = make_report(entries, mask_prompt=False)
-    assert masked.targets.tolist() == [4] and learned.targets.tolist() == [len(data.examples[0].ids) - 1]
+def test_a_report_fits_a_screen():
+    many = {f"key number {i}" * 9 + "\n": i + 1 for i in range(100)}
+    facts = describe(account(schemas={"Alpaca": 1}, ignored=many, dropped=many, changed=many), [A],
+                     np.arange(1, 5000), np.arange(1, 5000), max_length=1024, cut=3976)
+    lines = report_lines(facts)
+    assert len(lines) <= 40
+    assert "in 93 more" in "".join(lines) and not any("\n" in line for line in lines if "number" not in line)
 
 
-def test_no_entries_at_all():
-    report, _ = make_report([])
-    assert report.lines() == ["0 entries read"] and report.as_dict()["tokens"] == 0
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=30), st.none() | st.integers(0, 10_000))
+def test_histogram_counts_every_length_once(lengths, limit):
+    bins = histogram(lengths, limit)
+    assert len(bins) <= 11
+    for bin in bins:
+        assert bin["count"] == sum(bin["from"] <= length <= bin["to"] for length in lengths)
+        assert limit is None or bin["to"] <= limit or bin["from"] == limit + 1
+    assert sum(bin["count"] for bin in bins) == len(lengths)
+
+
+@pytest.mark.parametrize("entries, duplicates, others", [
+    ([A, A, A], 2, None), ([A, B], None, 1), ([A, C], None, None), ([A, B, A, B], 2, 1),
+])
+def test_duplicates(entries, duplicates, others):
+    facts = describe(account(), entries)
+    assert (facts.get("duplicates"), facts.get("other_replies")) == (duplicates, others)

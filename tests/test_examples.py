@@ -47,7 +47,7 @@ def tuned(model_folder, data, tmp_path_factory):
     """One run of finetune_alpaca.py from end to end."""
     folder = tmp_path_factory.mktemp("runs")
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
-                     "--in_file_order", *SHORT, cwd=folder)
+                     "--in-file-order", *SHORT, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "mine", result
 
@@ -120,7 +120,7 @@ def test_finetune_with_an_entry_that_the_context_cannot_hold(model_folder, tmp_p
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
                      "--in-file-order", *SHORT, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "left out: 2 with a prompt of more than 128 tokens" in result.stdout
+    assert re.search("dropped +2  with a prompt of more than 128 tokens", result.stdout)
     records = json.loads((tmp_path / "mine" / "replies.json").read_text(encoding="utf-8"))
     assert len(records) == 4 and records[0]["model_response"] == ""
 
@@ -150,9 +150,9 @@ def test_finetune_on_data_as_people_have_them(model_folder, tmp_path):
                      "--test-data", "chat.jsonl", "--prompt-style", "chatml", "--output-dir", "mine", *SHORT,
                      cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for line in ("39 entries read: 30 question/answer, 9 messages", "keys ignored: 'id' in 9",
-                 "9 replies end with an end of text that is written out"):
-        assert line in result.stdout, result.stdout
+    for line in ("39 entries: 30 question/answer, 9 messages; from 2 files", "ignored keys +9  'id'",
+                 "9 entries with an end of text that is written out behind a reply"):
+        assert re.search(line, result.stdout), result.stdout
     records = json.loads((tmp_path / "mine" / "replies.json").read_text(encoding="utf-8"))
     assert records[3]["messages"][-1] == {"role": "assistant", "content": "3"}
 
@@ -160,7 +160,7 @@ def test_finetune_on_data_as_people_have_them(model_folder, tmp_path):
 def test_finetune_with_columns_of_ones_own(model_folder, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"ask": f"Say {i}", "reply": "yes"} for i in range(20)]))
     arguments = ("finetune_alpaca.py", "--model", model_folder, "--data", "data.json", "--show-mask")
-    assert "no known keys; there are 'ask', 'reply'" in error_line(example(*arguments, cwd=tmp_path))
+    assert "none of the known forms; its keys are 'ask', 'reply'; say which are meant with --columns" in error_line(example(*arguments, cwd=tmp_path))
     assert "NAME=KEY" in error_line(example(*arguments, "--columns", "ask", cwd=tmp_path))
     result = example(*arguments, "--columns", "instruction=ask,output=reply", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count("\x1b[32myes<|endoftext|>\x1b[0m") == 3, result.stderr
@@ -203,8 +203,7 @@ def test_finetune_with_bad_data(content, said, model_folder, tmp_path, monkeypat
 def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
     (tmp_path / "bad.json").write_text('[{"instruction": "x"}]')
     line = error_line(example("finetune_alpaca.py", "--model", model_folder, "--data", "bad.json", cwd=tmp_path))
-    assert line == ("error: bad.json, entry 1: 'output' is missing; its keys are 'instruction'; if one of them says "
-                    "the same, give --columns output=KEY")
+    assert line == "error: bad.json, entry 1: 'output' is missing"
 
 
 @pytest.mark.parametrize("options, said", [

@@ -24,7 +24,8 @@ from .checkpoint import (
 )
 from .data.entries import Entry, Turn
 from .data.instructions import InstructionSet, collate, split
-from .data.reading import read_data, read_entries
+from .data.readers import read_entries, read_with_account
+from .data.schemas import parse_columns
 from .gpt2 import GPT2, GPT2Config
 from .gradcheck import gradcheck
 from .inference.decoding import KVCache, decode_one_token, prefill
@@ -41,6 +42,6 @@ __all__ = [
     "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
     "ask", "cli", "collate", "cosine_with_warmup", "decode_one_token", "delete_state", "evaluate", "fit", "generate",
     "gradcheck", "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
-    "prefill", "read_data", "read_entries", "reply", "sample", "save_model", "save_tokenizer", "save_training_state",
-    "split", "stream_text", "train", "warm_up",
+    "parse_columns", "prefill", "read_entries", "read_with_account", "reply", "sample", "save_model",
+    "save_tokenizer", "save_training_state", "split", "stream_text", "train", "warm_up",
 ]

@@ -66,8 +66,13 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 def read_text(path: str | os.PathLike) -> str:
     """Read a UTF-8 file; OSError or ValueError with the path in it."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def decode_text(content: bytes, path: str | os.PathLike) -> str:
+    """UTF-8 text of a file's content, without a byte order mark; ValueError with the path in it."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
                          "save it as UTF-8") from None

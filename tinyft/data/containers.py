@@ -1,7 +1,7 @@
-"""Files of data as people have them, read into objects: what a file is, its content says and not its name.
+"""From the bytes of a file to the objects in it, whatever they are packed in; the name of the file does not matter.
 
-JSON: a list, objects one after the other (JSON lines among them), a list inside an object, columns. Tables: CSV and its
-like, Parquet and Arrow (with pyarrow). Any of these compressed with gzip, bzip2 or xz.
+JSON: a list; objects one after the other, a line each or not; an object with the list in it; columns, as pandas
+writes them. CSV with commas, semicolons or tabs. Parquet and Arrow where pyarrow is installed. Any of them compressed.
 """
 
 import bz2
@@ -10,246 +10,285 @@ import gzip
 import io
 import json
 import lzma
-import os
-import zlib
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    import pyarrow
-    import pyarrow.ipc
-    import pyarrow.parquet
-except ImportError:
-    pyarrow = None
+from ..files import decode_text
+from .schemas import KNOWN, Number, is_conversation, is_entry, is_message, kind_of, quoted
 
-UNPACK = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress}
-NOT_DATA = {
-    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save the sheet as CSV",
-    b"\x28\xb5\x2f\xfd": "compressed with zstandard; unpack it with zstd -d",
-    b"version https://git-lfs": "a git-lfs pointer, not the data; run 'git lfs pull' in that folder",
-    b"<!DOCTYPE": "an HTML page, not data; the download failed, fetch the file again",
-    b"<html": "an HTML page, not data; the download failed, fetch the file again",
-    b"%PDF": "a PDF",
-}
-DELIMITERS = ",\t;|"
+DELIMITERS = ",;\t"
+MAX_DEPTH = 20  # of objects around a list of entries
+_BLANK = re.compile(r"[ \t\r\n]*")
 
 
-class Number(str):
-    """A number of a JSON file, as its digits stand there."""
+def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> list[Any]:
+    """The objects of one file in their order, not yet looked into; ValueError in one line if it has none.
 
-
-class Repeated(dict):
-    """An object that has a key twice."""
-
-    key = ""
-
-
-def kind(value) -> str:
-    """What a value is called in JSON."""
-    names = {dict: "an object", Repeated: "an object", str: "a string", list: "a list", type(None): "null",
-             bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-def read_objects(path: str | os.PathLike, known: frozenset[str] = frozenset()) -> tuple[list[Any], list[str]]:
-    """The entries of a file, which should be objects, and the keys that stand beside a list of them.
-
-    known: keys by which an object is known to be an entry itself. ValueError with the path, and the place where there
-    is one, for what can't be read.
+    columns: a mapping of one's own, whose keys help to tell columns from entries.
     """
-    path = Path(path)
-    content = _unpacked(path, path.read_bytes())
-    for start, what in NOT_DATA.items():
-        if content.lstrip()[: len(start)].lower() == start.lower():
-            raise ValueError(f"{path} is {what}")
-    if content[:4] == b"PAR1" or content[:6] == b"ARROW1":
-        return _table(path, content), []
-    text = _decoded(path, content)
-    if text.lstrip()[:1] in ("[", "{") or _is_json(text):
-        return _unwrapped(path, json_values(path, text), known)
-    return delimited(path, text, known), []
+    content = _decompress(path.read_bytes(), path)
+    if content[:4] == b"PAR1" or content[:6] == b"ARROW1" or content[:4] == b"\xff\xff\xff\xff":
+        return _read_arrow(content, path)
+    text = decode_text(content, path)
+    start = _BLANK.match(text).end()
+    if start == len(text):
+        raise ValueError(f"{path}, line 1, column 1: the file is empty: no entries, not JSON")
+    names = {*KNOWN, *(columns or {}).values()}
+    if text[start] not in "[{" and (delimiter := _delimiter(text, names)):
+        return _read_csv(text, delimiter, path)
+    values, repeated = _parse_json(text, path)
+    if len(values) == 1:
+        objects = _unpack(values[0], str(path), columns)
+    else:  # lists that were joined to one file count as one list
+        objects = [item for value in values for item in (value if _is_list_of_entries(value) else [value])]
+    if repeated:
+        numbered = [(f", entry {number}", item) for number, item in enumerate(objects, 1)]
+        found = ((place, _repeated(item)) for place, item in [*numbered, ("", values)])
+        place, inside = next(pair for pair in found if pair[1] is not None)
+        raise ValueError(f"{path}{place}: the key {inside.name!r} stands there twice; remove one")
+    return objects
 
 
-def _unpacked(path: Path, content: bytes) -> bytes:
-    for start, unpack in UNPACK.items():
-        if content.startswith(start):
+def _decompress(content: bytes, path: Path) -> bytes:
+    """Contents of a compressed file, known by its first bytes; other files unchanged."""
+    for magic, decompress in MAGIC.items():
+        if content.startswith(magic):
             try:
-                return unpack(content)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise ValueError(f"{path}: compressed, but broken ({error}); copy or download it again") from None
+                return decompress(content)
+            except _NotOneFile as error:
+                raise ValueError(f"{path}: {error}") from None
+            except Exception as error:  # these libraries raise some eight kinds for damaged content
+                raise ValueError(f"{path}: a compressed file that is damaged ({_one_line(error)}); fetch or make it "
+                                 "again") from None
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
+        raise ValueError(f"{path}: compressed with zstd, which is not read; decompress it first (zstd -d)")
     return content
 
 
-def _decoded(path: Path, content: bytes) -> str:
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+class _NotOneFile(ValueError):
+    pass
+
+
+def _unzip(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise _NotOneFile(f"a zip archive of {len(names)} files ({quoted(names)}), expected one; unpack it and "
+                              "name the files")
+        return archive.read(names[0])
+
+
+MAGIC = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress,
+         b"PK\x03\x04": _unzip}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_arrow(content: bytes, path: Path) -> list[dict]:
     try:
-        return content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start} is {error.object[error.start]:#04x}"
-        raise ValueError(f"{path}: not UTF-8 text ({place}); save it as UTF-8") from None
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path}: a Parquet or Arrow file, which needs pyarrow: pip install pyarrow, or save it as "
+                         "JSON lines") from None
+    try:
+        if content[:4] == b"PAR1":
+            table = pyarrow.parquet.read_table(io.BytesIO(content))
+        elif content[:6] == b"ARROW1":
+            table = pyarrow.ipc.open_file(content).read_all()
+        else:
+            table = pyarrow.ipc.open_stream(content).read_all()
+        table.validate(full=True)  # offsets of a damaged file can point anywhere
+        repeated = [name for i, name in enumerate(table.column_names) if name in table.column_names[:i]]
+        if repeated:
+            raise ValueError(f"the column {repeated[0]!r} stands there twice")
+        return table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole Parquet or Arrow file ({_one_line(error)})") from None
 
 
 # ---- JSON
 
 
-def _is_json(text: str) -> bool:
+class _WithRepeatedKey(dict):
+    """An object with a key that stands twice. In which entry it stands is only known later."""
+
+    name = ""
+
+
+def _constant(name: str) -> float | Number:
+    return float("nan") if name == "NaN" else Number(name)
+
+
+def _repeated(value) -> _WithRepeatedKey | None:
+    """The first object with a key that stands twice, at any depth."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _WithRepeatedKey):
+            return value
+        if isinstance(value, dict | list):
+            stack.extend(value.values() if isinstance(value, dict) else value)
+    return None
+
+
+def _parse_json(text: str, path: Path) -> tuple[list[Any], bool]:
+    """All JSON values that stand one after the other in a text, and whether a key stands twice in some object."""
+    repeated = False
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict:
+        nonlocal repeated
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            made, repeated, seen = _WithRepeatedKey(made), True, set()
+            made.name = next(key for key, _ in pairs if key in seen or seen.add(key))
+        return made
+
+    decoder = json.JSONDecoder(object_pairs_hook=make_object, parse_int=Number, parse_float=Number,
+                               parse_constant=_constant)
+    values, position = [], _BLANK.match(text).end()
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return not text.strip()
-    return True
+        while position < len(text):
+            value, position = decoder.raw_decode(text, position)
+            values.append(value)
+            position = _BLANK.match(text, position).end()
+    except RecursionError:
+        raise ValueError(f"{path}: JSON that is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        hint = ", nor CSV with a header" if not values and error.pos == 0 else ""
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}){hint}") from None
+    return values, repeated
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        content = Repeated(content)
-        content.key = next(key for i, key in enumerate(keys) if key in keys[:i])
-    return content
+def _unpack(value, where: str, columns: Mapping[str, str] | None) -> list[Any]:
+    """The list of objects that a single JSON value is or holds."""
+    if isinstance(value, list):
+        return value if _is_list_of_entries(value) else [value]
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: the JSON is {kind_of(value)}, expected a list of objects")
+    if is_entry(value, columns):
+        return [value]
+    within = [] if value.keys() & _names(columns) else list(_lists_within(value))
+    within = within or [(key, inner) for key, inner in value.items() if _is_list_of_objects(inner)]
+    if len(within) > 1:
+        counts = ", ".join(f"{key!r} ({len(inner)})" for key, inner in within[:12])
+        raise ValueError(f"{where}: an object with several lists of entries: {counts}; save the one to be read in a "
+                         "file of its own")
+    if within:
+        return within[0][1]
+    lists = {key: inner for key, inner in value.items() if isinstance(inner, list)}
+    if set(value) >= {"columns", "data"} and all(isinstance(row, list) for row in lists.get("data", [None])):
+        return _rows(lists.get("columns", []), lists["data"], where)  # pandas' orient="split"
+    if lists:
+        return _from_columns(lists, where)
+    inner = {key: item for key, item in value.items() if isinstance(item, dict)}
+    if inner and len(inner) == len(value):
+        return _from_objects(inner, where, columns)
+    return [value]
 
 
-def json_values(path: Path, text: str) -> list[Any]:
-    """All values of a text, one after the other; numbers as `Number`, NaN as None."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=Number, parse_float=Number,
-                               parse_constant=lambda name: None if name == "NaN" else Number(name))
-    values, at = [], 0
-    while True:
-        at += len(text[at : at + 100]) - len(text[at : at + 100].lstrip(" \t\r\n"))
-        if at < len(text) and text[at] in " \t\r\n":
-            continue
-        if at == len(text):
-            return values
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except RecursionError:
-            raise ValueError(f"{path}: JSON that is nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
-        values.append(value)
+def _is_list_of_entries(value) -> bool:
+    """Is it a list, and not one of messages, which is an entry itself?"""
+    return isinstance(value, list) and not is_conversation(value)
 
 
-def _unwrapped(path: Path, values: list[Any], known: frozenset[str]) -> tuple[list[Any], list[str]]:
-    if len(values) == 1 and isinstance(values[0], dict):
-        return _of_object(path, values[0], known)
-    if len(values) == 1 and not isinstance(values[0], list):
-        raise ValueError(f"{path}: the JSON is {_name(values[0])}, expected a list of objects")
-    if all(isinstance(value, list) for value in values):
-        return [item for value in values for item in value], []
-    return values, []
+def _is_list_of_objects(value) -> bool:
+    return (isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+            and not is_message(value[0]))
 
 
-def _name(value) -> str:
-    return "a number" if isinstance(value, Number) else kind(value)
+def _lists_within(value: dict, prefix: str = "") -> Iterator[tuple[str, list]]:
+    """(path of keys, list) for all lists of objects in an object and in the objects that it holds."""
+    for key, inner in value.items():
+        if _is_list_of_objects(inner):
+            yield f"{prefix}{key}", inner
+        elif isinstance(inner, dict) and prefix.count(".") < MAX_DEPTH:
+            yield from _lists_within(inner, f"{prefix}{key}.")
 
 
-def _of_object(path: Path, whole: dict, known: frozenset[str], depth: int = 0) -> tuple[list[Any], list[str]]:
-    """The entries in an object: itself, its columns, or the one list of objects in it."""
-    if isinstance(whole, Repeated):
-        raise ValueError(f"{path}: the key '{whole.key}' stands twice in one object; remove one of them")
-    values = list(whole.values())
-    if whole.keys() >= {"columns", "data"} and all(isinstance(row, list) for row in whole["data"]):
-        return _from_rows(path, whole["columns"], whole["data"]), []  # pandas, orient="split"
-    if known & whole.keys():
-        if values and all(isinstance(value, list) for value in values) and not _holds_objects(values):
-            return _from_columns(path, whole), []
-        if values and all(isinstance(value, dict) for value in values):  # pandas' default
-            labels = list(values[0])
-            if any(list(value) != labels for value in values):
-                raise ValueError(f"{path}: its columns don't have the same rows")
-            return [{key: value[label] for key, value in whole.items()} for label in labels], []
-        return [whole], []
-    lists = [key for key, value in whole.items() if value and isinstance(value, list) and _holds_objects([value])]
-    if len(lists) == 1:
-        rows = whole[lists[0]]
-        if all(isinstance(row, dict) and isinstance(row.get("row"), dict) for row in rows):
-            rows = [row["row"] for row in rows]  # as the Hugging Face hub's viewer gives them
-        return rows, [key for key in whole if key != lists[0]]
-    if len(lists) > 1:
-        names = ", ".join(f"'{key}' ({len(whole[key])})" for key in lists)
-        raise ValueError(f"{path}: there are several lists of entries, {names}; put the one to read into a file of its "
-                         "own")
-    objects = [key for key, value in whole.items() if isinstance(value, dict)]
-    if values and len(objects) == len(values) and any(known & value.keys() for value in values):
-        return values, []  # pandas, orient="index"
-    if len(objects) == 1 and depth < 3:
-        found, beside = _of_object(path, whole[objects[0]], known, depth + 1)
-        return found, beside + [key for key in whole if key != objects[0]]
-    if values and all(isinstance(value, list) for value in values):
-        return _from_columns(path, whole), []
-    return [whole], []
+def _names(columns: Mapping[str, str] | None) -> set[str]:
+    return {*KNOWN, *(columns or {}).values()}
 
 
-def _holds_objects(lists: list[list]) -> bool:
-    return any(isinstance(item, dict) for content in lists for item in content)
+def _rows(header: list, rows: list[list], where: str) -> list[dict]:
+    if len(set(map(str, header))) < len(header):
+        raise ValueError(f"{where}: a column stands twice among {quoted(header)}")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(f"{where}, entry {number}: {len(row)} values, expected {len(header)} as in 'columns'")
+    return [dict(zip(map(str, header), row, strict=True)) for row in rows]
 
 
-def _from_columns(path: Path, columns: dict[str, list]) -> list[dict]:
-    lengths = {key: len(column) for key, column in columns.items()}
+def _from_columns(lists: dict[str, list], where: str) -> list[dict]:
+    """Columns {"instruction": [...], "output": [...]} as objects."""
+    lengths = {key: len(column) for key, column in lists.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"'{key}' {length}" for key, length in lengths.items())
-        raise ValueError(f"{path}: its columns are of different lengths ({said})")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        counts = ", ".join(f"{key!r} ({n})" for key, n in lengths.items())
+        raise ValueError(f"{where}: columns of unequal lengths: {counts}; expected a list of objects, or columns with "
+                         "a value for every entry")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _from_rows(path: Path, names: list, rows: list[list]) -> list[dict]:
-    for i, row in enumerate(rows, 1):
-        if len(row) != len(names):
-            raise ValueError(f"{path}: row {i} has {len(row)} values, but there are {len(names)} columns")
-    return [dict(zip(map(str, names), row, strict=True)) for row in rows]
+def _from_objects(outer: dict[str, dict], where: str, columns: Mapping[str, str] | None) -> list[dict]:
+    """pandas' orient="columns" (column -> index -> value) or "index" (index -> column -> value) as objects."""
+    names = _names(columns)
+    if not set(outer) & names and (names & set().union(*outer.values()) or all(key.isdecimal() for key in outer)):
+        return list(outer.values())
+    index = next(iter(outer.values()))
+    for key, column in outer.items():
+        if column.keys() != index.keys():
+            raise ValueError(f"{where}: the columns {next(iter(outer))!r} and {key!r} have not the same index; "
+                             "expected a value for every entry")
+    return [{key: column[i] for key, column in outer.items()} for i in index]
 
 
-# ---- tables
+# ---- CSV
 
 
-def delimited(path: Path, text: str, known: frozenset[str] = frozenset()) -> list[dict]:
-    """Rows of a CSV, TSV or the like, whose first row names the columns.
+def _delimiter(text: str, names: set[str]) -> str | None:
+    """The character between the cells of a table's header; None if the text does not begin with a header."""
+    best, best_score = None, (0, 1)
+    text = text.lstrip("\r\n")[:100_000]
+    for delimiter in DELIMITERS:
+        try:
+            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        except (csv.Error, StopIteration):
+            continue
+        if max(map(len, header), default=0) > 80:
+            continue
+        score = sum(cell.strip().casefold() in names for cell in header), len(header)
+        if len(header) > 1 and score > best_score:
+            best, best_score = delimiter, score
+    return best
 
-    ValueError with the line of a row that has another number of cells, or of a quote that doesn't end.
-    """
-    delimiter = max(DELIMITERS, key=lambda sign: _columns_if(text, sign, known))
+
+def _read_csv(text: str, delimiter: str, path: Path) -> list[dict[str, str]]:
+    """Rows of a table with a header; cells may be quoted and then hold line ends."""
+    limit = csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    limit = csv.field_size_limit(2**31 - 1)
-    rows = []
     try:
-        header = [name.strip() if name.strip() in known else name for name in next(reader)]
-        if len(header) < 2 and not known & set(header):
-            raise ValueError(f"{path} is neither JSON nor a table whose first line names columns: it begins with "
-                             f"{text.strip()[:40]!r}")
-        twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
-        if twice is not None:
-            raise ValueError(f"{path}: the column '{twice}' stands twice in the first line; remove one of them")
-        for cells in reader:
-            if len(cells) == len(header):
-                rows.append(dict(zip(header, cells, strict=True)))
-            elif any(cells):
-                raise ValueError(f"{path}, line {reader.line_num}: {len(cells)} cells, expected {len(header)} as in "
-                                 "the first line; is a quote missing?")
+        rows = []
+        header: list[str] = []
+        for row in reader:
+            if not header:
+                header = row
+                repeated = [name for i, name in enumerate(header) if name in header[:i]]
+                if repeated:
+                    raise ValueError(f"{path}: the column {repeated[0]!r} stands twice in the header; rename one")
+            elif row:
+                surplus = row[len(header) :]
+                if len(row) < len(header) or any(surplus):
+                    raise ValueError(f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(header)} as in "
+                                     "the header; put cells with the delimiter in them in quotes")
+                rows.append(dict(zip(header, row, strict=False)))
+        return rows
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not a table of cells divided by {delimiter!r} "
-                         f"({error})") from None
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
     finally:
         csv.field_size_limit(limit)
-    return rows
-
-
-def _columns_if(text: str, delimiter: str, known: frozenset[str]) -> tuple[int, int]:
-    """Known columns, and all columns, of the first line if cells were divided so."""
-    try:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error:
-        return 0, 0
-    return len(known & {name.strip() for name in header}), len(header)
-
-
-def _table(path: Path, content: bytes) -> list[dict]:
-    if pyarrow is None:
-        raise ValueError(f"{path} is a Parquet or Arrow file, which needs pyarrow: pip install pyarrow")
-    try:
-        if content[:4] == b"PAR1":
-            table = pyarrow.parquet.read_table(io.BytesIO(content))
-        else:
-            table = pyarrow.ipc.open_file(io.BytesIO(content)).read_all()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet or Arrow file ({str(error).splitlines()[0]})") from None
-    return table.to_pylist()

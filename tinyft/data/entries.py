@@ -1,11 +1,12 @@
-"""What a model learns from: conversations, of which an instruction with its reply is the simplest."""
+"""What is learned from: conversations, of which one instruction with its reply is the simplest."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. role: "system", "user" or "assistant"; input: Alpaca's second part of a user's."""
+    """One message of a conversation. `role` is "system", "user" or "assistant"; `input` is the second part that a
+    user turn has in Alpaca's form, and may be empty."""
 
     role: str
     content: str
@@ -21,31 +22,33 @@ class Entry:
 
     @classmethod
     def single(cls, instruction: str, input: str = "", output: str = "", family: str = "") -> "Entry":
-        """One instruction and the reply to it."""
+        """One instruction with the reply to learn."""
         return cls((Turn("user", instruction, input), Turn("assistant", output)), family)
 
     @property
     def system(self) -> str:
-        """The text of a leading system turn."""
+        """Content of a leading system turn, or ""."""
         return self.turns[0].content if self.turns and self.turns[0].role == "system" else ""
-
-    def _last(self) -> tuple[Turn, Turn]:
-        """The last turn of the assistant, and that of the user before it; empty ones where there is none."""
-        at = max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=len(self.turns))
-        asked = next((turn for turn in self.turns[:at][::-1] if turn.role == "user"), Turn("user", ""))
-        return asked, self.turns[at] if at < len(self.turns) else Turn("assistant", "")
 
     @property
     def instruction(self) -> str:
-        """What was asked last."""
-        return self._last()[0].content
+        """Content of the user turn right before the last assistant turn, or ""."""
+        return self._last_question().content
 
     @property
     def input(self) -> str:
-        """What that is about, if it came apart."""
-        return self._last()[0].input
+        """Input of the user turn right before the last assistant turn, or ""."""
+        return self._last_question().input
 
     @property
     def output(self) -> str:
-        """The last reply."""
-        return self._last()[1].content
+        """Content of the last assistant turn, or ""."""
+        last = self._last_assistant()
+        return self.turns[last].content if last >= 0 else ""
+
+    def _last_assistant(self) -> int:
+        return max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
+
+    def _last_question(self) -> Turn:
+        before = self._last_assistant() - 1
+        return self.turns[before] if before >= 0 and self.turns[before].role == "user" else Turn("user", "")

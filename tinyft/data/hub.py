@@ -1,60 +1,76 @@
-"""Data sets on the Hugging Face hub, by name."""
+"""Data sets of the Hugging Face hub: which of a repository's files are meant, and how they are fetched."""
 
+import re
 from pathlib import Path
 
-READABLE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
+ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst")
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev", "eval"),
+          "test": ("test", "testing")}
+NOT_DATA = ("dataset_infos.json", "dataset_info.json", "state.json", "package.json", "config.json")
 
 
 def fetch_dataset(name: str) -> list[Path]:
-    """The files of one split of a data set, "owner/name" or "owner/name:split", in huggingface_hub's usual cache.
+    """Files of a data set "owner/name" (its training split) or "owner/name:split", fetched into the hub's usual cache.
 
-    ValueError in one line without network, without the library, or where it isn't clear which files are meant.
+    ValueError in one line without huggingface_hub, without network, or where it is not clear which files are meant.
     """
     repository, _, split = name.partition(":")
     try:
-        from huggingface_hub import HfApi, hf_hub_download
+        import huggingface_hub
     except ImportError:
-        raise ValueError(f"{name} is no file; as a data set of the Hugging Face hub it is fetched with "
-                         "huggingface_hub: pip install huggingface_hub") from None
+        raise ValueError(f"{name} is missing here, and fetching it as a data set of the Hugging Face hub needs "
+                         "huggingface_hub: pip install huggingface_hub, or name a file") from None
     try:
-        files = HfApi().list_repo_files(repository, repo_type="dataset")
-        return [Path(hf_hub_download(repository, file, repo_type="dataset"))
-                for file in choose_files(name, files, split or "train")]
-    except ValueError as error:
-        if str(error).startswith(name):
-            raise
-        raise ValueError(f"{name}: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # the hub's library raises what its network layers raise
-        raise ValueError(f"{name} is no file, and no data set that could be fetched from the Hugging Face hub "
-                         f"({type(error).__name__}); check the name and the network, or give a file") from None
+        info = huggingface_hub.HfApi().dataset_info(repository, timeout=20)
+        listed = [file.rfilename for file in info.siblings]
+    except Exception as error:  # the library raises its own, its HTTP client's and the system's
+        raise ValueError(f"{name} is missing here, and the Hugging Face hub did not list it as a data set "
+                         f"({_first_line(error)}); check name and network, or download its files and name them"
+                         ) from None
+    files = choose_files(listed, name, split)
+    try:
+        return [Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset")) for file in files]
+    except Exception as error:
+        raise ValueError(f"{name}: could not be fetched from the Hugging Face hub ({_first_line(error)}); try again, "
+                         "or download its files and name them") from None
 
 
-def choose_files(name: str, files: list[str], split: str) -> list[str]:
-    """The data files of a split among all files of a repository.
+def choose_files(listed: list[str], name: str, split: str = "") -> list[str]:
+    """The files of one split among all of a repository's: of one kind and from one folder."""
+    data = [file for file in sorted(listed) if file.lower().endswith(ENDINGS) and file.split("/")[-1] not in NOT_DATA
+            and not file.startswith(".")]
+    if not data:
+        raise ValueError(f"{name}: no JSON, CSV or Parquet files in this data set; it may be made by a script: save it "
+                         "as JSON lines and name the file")
+    splits = {file: _split_of(file) for file in data}
+    wanted = SPLITS.get(split, (split,))[0] if split else "train"
+    wanted = next((known for known, words in SPLITS.items() if split in words), wanted)
+    chosen = [file for file in data if splits[file] == wanted or split and split in _words(file)]
+    if not chosen and not split:
+        chosen = [file for file in data if splits[file] is None]
+    if not chosen:
+        known = sorted({found for found in splits.values() if found})
+        raise ValueError(f"{name}: no files of the split '{wanted}'; name one of its splits "
+                         f"({', '.join(known) or 'none is told by the names of its files'}) as owner/name:split")
+    kinds = [ending for ending in ENDINGS if any(file.lower().endswith(ending) for file in chosen)]
+    chosen = [file for file in chosen if file.lower().endswith(kinds[0])]
+    folders = sorted({file.rpartition("/")[0] for file in chosen})
+    # One file, or parts of one: train-00000-of-00002.parquet
+    stems = {re.sub(r"[-_.]?\d+(-of-\d+)?(?=\.)", "", file) for file in chosen}
+    if len(folders) > 1 or len(stems) > 1:
+        shown = ", ".join(chosen[:6]) + (f" and {len(chosen) - 6} more" if len(chosen) > 6 else "")
+        raise ValueError(f"{name}: several files could be meant: {shown}; download the one you want and name it")
+    return chosen
 
-    Files of a split have its name in theirs or in their folder's; where no file has that of any split, all are taken.
-    """
-    data = sorted(file for file in files if file.lower().endswith(READABLE) and not _is_about(file))
-    of_split = [file for file in data if split in _words(file)]
-    if not of_split and not any({"train", "test", "validation", "valid", "dev"} & _words(file) for file in data):
-        of_split = data
-    endings = {Path(file).suffix for file in of_split}
-    if len(endings) > 1:  # the same rows in several forms: the plainest will do
-        plainest = min(endings, key=lambda ending: READABLE.index(ending) if ending in READABLE else len(READABLE))
-        of_split = [file for file in of_split if file.endswith(plainest)]
-    if not of_split:
-        raise ValueError(f"{name}: no JSON, CSV or Parquet files of the split '{split}' in that data set; there are "
-                         f"{', '.join(data[:8]) or 'none'}")
-    folders = {str(Path(file).parent) for file in of_split}
-    if len(folders) > 1:
-        raise ValueError(f"{name}: several sets of files of the split '{split}', in {', '.join(sorted(folders))}; "
-                         "download the one you mean and give its files")
-    return of_split
+
+def _words(file: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", file.lower())
 
 
-def _is_about(file: str) -> bool:
-    return Path(file).name.lower() in ("dataset_infos.json", "dataset_dict.json", "state.json", "package.json")
+def _split_of(file: str) -> str | None:
+    words = _words(file)
+    return next((split for split, names in SPLITS.items() if any(word in names for word in words)), None)
 
 
-def _words(file: str) -> set[str]:
-    return set(file.lower().replace("/", " ").replace("-", " ").replace("_", " ").replace(".", " ").split())
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")

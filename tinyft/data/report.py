@@ -1,101 +1,134 @@
-"""What is in the data, before anything is learned from it: as lines for a person, and as numbers."""
+"""What there is to say about the data before a training run: one screen of text, or a dict for JSON."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .entries import Entry
-from .instructions import InstructionSet
 from .schemas import Account
 
-BARS = 8  # at most, in the histogram
 BAR_WIDTH = 40
+N_BINS = 10
+SHOWN = 8  # lines of a list; what there is beyond is counted in one more
 
 
-@dataclass(frozen=True)
-class DataReport:
-    """Counts of what was read and of what became of it.
+def describe(account: Account, entries: Sequence[Entry], lengths: Sequence[int] | None = None,
+             targets: Sequence[int] | None = None, *, max_length: int | None = None, cut: int = 0,
+             end_markers: int = 0, dropped: Mapping[str, int] | None = None) -> dict:
+    """Facts about the data that JSON can hold; `report_lines` makes text of them.
 
-    repeated: entries that stood there before; several_replies: prompts that have more than one reply. lengths, targets:
-    tokens of every example that is kept, and those of them that are learned, (N,).
+    account, entries: what `read_with_account` returned. Of the tokenised examples, where there are any: lengths and
+    targets (N,), tokens of each example before anything is cut, and how many of them are learned; max_length, the limit
+    in tokens; cut, the number of replies that lose their end there; end_markers, the number of entries with an end of
+    text that is written out behind a reply; dropped, reason -> entries that were left out when they became tokens.
+    Parts that have nothing in them are left out.
     """
-
-    account: Account
-    dropped: Counter
-    end_markers: int
-    cut: int
-    repeated: int
-    several_replies: int
-    lengths: np.ndarray
-    targets: np.ndarray
-    max_length: int
-
-    def lines(self) -> list[str]:
-        """The report as text: what is as expected takes three lines and a histogram, the rest stands only if it is."""
-        total = sum(self.account.schemas.values())
-        schemas = ", ".join(f"{n:,} {name}" for name, n in self.account.schemas.most_common())
-        lines = [f"{total:,} entries read" + f": {schemas}" * bool(schemas)]
-        if self.account.ignored:
-            ignored = ", ".join(f"'{key}' in {n:,}" for key, n in self.account.ignored.most_common())
-            lines.append(f"keys ignored: {ignored}")
-        lines += [f"{n:,} {what}" for what, n in self.account.changed.most_common()]
-        if self.end_markers:
-            lines.append(f"{self.end_markers:,} replies end with an end of text that is written out")
-        if self.dropped:
-            lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in self.dropped.most_common()))
-        if self.repeated:
-            lines.append(f"{self.repeated:,} entries are there more than once")
-        if self.several_replies:
-            lines.append(f"{self.several_replies:,} prompts have several replies")
-        if len(self.lengths):
-            lines.append(f"{self.lengths.sum():,} tokens, {self.lengths.mean():.0f} an entry on average; "
-                         f"{self.targets.sum() / self.lengths.sum():.0%} are learned")
-            lines += self.histogram()
-        if self.cut:
-            lines.append(f"{self.cut:,} entries cut at {self.max_length:,} tokens, so that the end of a reply is lost")
-        return lines
-
-    def histogram(self) -> list[str]:
-        """How many entries have how many tokens, as bars."""
-        longest = int(self.lengths.max(initial=1))
-        width = 8
-        while longest > width * BARS:
-            width *= 2
-        counts = np.bincount((self.lengths - 1) // width)
-        first = int(np.flatnonzero(counts)[0])
-        lines = []
-        for i, count in enumerate(counts[first:], first):
-            bar = "#" * int(np.ceil(BAR_WIDTH * count / counts.max()))
-            here = self.cut and i * width < self.max_length <= (i + 1) * width
-            limit = f"  <- cut at {self.max_length:,}" if here else ""
-            lines.append(f"{i * width + 1:>6,} to {(i + 1) * width:>5,} tokens  {bar:<{BAR_WIDTH}} {count:>6,}{limit}")
-        return lines
-
-    def as_dict(self) -> dict:
-        """The same for a JSON file."""
-        return {
-            "entries": dict(self.account.schemas), "keys ignored": dict(self.account.ignored),
-            "changed": dict(self.account.changed), "left out": dict(self.dropped), "end markers": self.end_markers,
-            "repeated": self.repeated, "several replies": self.several_replies, "cut": self.cut,
-            "tokens": int(self.lengths.sum()), "targets": int(self.targets.sum()),
-            "longest": int(self.lengths.max(initial=0)), "max length": self.max_length,
-        }
+    facts = {
+        "files": account.files, "entries": len(entries), "schemas": _by_count(account.schemas),
+        "replies": sum(turn.role == "assistant" for entry in entries for turn in entry.turns),
+        "dropped": _by_count(Counter(account.dropped) + Counter(dict(dropped or {}))),
+        "changed": _by_count(account.changed), "ignored_keys": _by_count(account.ignored),
+        "end_markers": end_markers, **_duplicates(entries),
+    }
+    if lengths is not None and len(lengths):
+        facts["examples"], facts["tokens"] = len(lengths), int(np.sum(lengths))
+        facts["lengths"] = {"min": int(np.min(lengths)), "median": float(np.median(lengths)),
+                            "max": int(np.max(lengths))}
+        facts["max_length"], facts["cut_replies"] = max_length, cut if max_length is not None else 0
+        facts["histogram"] = histogram(lengths, max_length)
+    if targets is not None and len(targets):
+        facts["target_tokens"] = int(np.sum(targets))
+    return {key: value for key, value in facts.items() if value or key == "entries"}
 
 
-def report_on(account: Account, entries: Sequence[Entry], sets: Sequence[InstructionSet]) -> DataReport:
-    """A report on entries and on the sets that were made of them."""
-    prompts: dict[tuple, set] = {}
-    for entry in entries:
-        prompts.setdefault(entry.turns[:-1], set()).add(entry.turns[-1:])
-    examples = [example for data in sets for example in data.examples]
-    learned = [int(example.learned.sum()) if data.mask_prompt else len(example.ids) - 1
-               for data in sets for example in data.examples]
-    return DataReport(
-        account=account, dropped=sum((data.reasons for data in sets), Counter()),
-        end_markers=sum(data.end_markers for data in sets), cut=sum(data.cut for data in sets),
-        repeated=len(entries) - len({entry.turns for entry in entries}),
-        several_replies=sum(len(replies) > 1 for replies in prompts.values()),
-        lengths=np.array([len(example.ids) for example in examples], np.int64),
-        targets=np.array(learned, np.int64), max_length=max((data.max_length for data in sets), default=0))
+def _by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def _duplicates(entries: Sequence[Entry]) -> dict[str, int]:
+    """Entries beyond the first of those that are the same, and of those that ask the same but have another reply."""
+    distinct = {entry.turns for entry in entries}
+    # The prompt is all that stands before the last reply.
+    prompts = {turns[:-1] for turns in distinct}
+    return {"duplicates": len(entries) - len(distinct), "other_replies": len(distinct) - len(prompts)}
+
+
+def histogram(lengths: Sequence[int], limit: int | None = None, n_bins: int = N_BINS) -> list[dict[str, int]]:
+    """Lengths (N,) counted in at most n_bins equal bins [{"from", "to", "count"}], bounds included.
+
+    A bin is 1, 2, 5, 10, 20, 50, ... wide. With a limit, lengths beyond it are one bin of their own at the end.
+    """
+    lengths = np.asarray(lengths)
+    within = lengths if limit is None else lengths[lengths <= limit]
+    bins = []
+    if len(within):
+        top, low = int(within.max()), int(within.min())
+        width = next(w for w in (m * 10**e for e in range(19) for m in (1, 2, 5)) if top // w - low // w < n_bins)
+        counts = np.bincount(within // width - low // width)
+        bins = [{"from": (low // width + i) * width, "to": (low // width + i + 1) * width - 1, "count": int(count)}
+                for i, count in enumerate(counts)]
+        if limit is not None:
+            bins[-1]["to"] = min(bins[-1]["to"], limit)
+    if len(within) < len(lengths):
+        bins.append({"from": limit + 1, "to": int(lengths.max()), "count": len(lengths) - len(within)})
+    return bins
+
+
+def report_lines(facts: Mapping) -> list[str]:
+    """The facts of `describe` as lines for a terminal: about one screen, without anything that is nothing."""
+    schemas = facts.get("schemas", {})
+    head = f"{facts['entries']:,} entries"
+    if schemas:
+        head += ": " + ", ".join(f"{count:,} {name}" if len(schemas) > 1 else name for name, count in schemas.items())
+    if facts.get("replies", 0) > facts["entries"]:
+        head += f"; {facts['replies']:,} replies in them"
+    if len(facts.get("files", ())) > 1:
+        head += f"; from {len(facts['files'])} files"
+    lines = [head]
+    lines += _list("dropped", facts.get("dropped", {}))
+    lines += _list("changed", facts.get("changed", {}))
+    lines += _list("ignored keys", {_shown(key): count for key, count in facts.get("ignored_keys", {}).items()})
+    lines += _list("repeated", {"the same as another entry": facts.get("duplicates", 0),
+                                "same prompt, other reply": facts.get("other_replies", 0)})
+    if "tokens" in facts:
+        lengths = facts["lengths"]
+        line = (f"{facts['tokens']:,} tokens in {facts['examples']:,} examples of {lengths['min']:,} to "
+                f"{lengths['max']:,} (median {lengths['median']:g})")
+        if "target_tokens" in facts:
+            line += f"; {facts['target_tokens']:,} are targets ({facts['target_tokens'] / facts['tokens']:.0%})"
+        lines += [line, *_picture(facts["histogram"], facts.get("max_length"))]
+    if "end_markers" in facts:
+        lines.append(f"{facts['end_markers']:,} entries with an end of text that is written out behind a reply "
+                     "(see --end-marker)")
+    if "cut_replies" in facts:
+        replies = "1 reply loses its" if facts["cut_replies"] == 1 else f"{facts['cut_replies']:,} replies lose their"
+        lines.append(f"{replies} end at the limit of {facts['max_length']:,} tokens")
+    return lines
+
+
+def _shown(key: str) -> str:
+    """A key of a file, safe and short enough for a line: quoted, so that blanks can be seen."""
+    return repr(key if len(key) <= 40 else key[:39] + "…")
+
+
+def _list(title: str, counts: Mapping[str, int]) -> list[str]:
+    """'  title  count  what' for each count; the title stands in the first line only."""
+    rows = [(count, what) for what, count in counts.items() if count]
+    if len(rows) > SHOWN:
+        rest = rows[SHOWN - 1 :]
+        rows = [*rows[: SHOWN - 1], (sum(count for count, _ in rest), f"in {len(rest)} more")]
+    return [f"  {title if i == 0 else '':12} {count:7,}  {what}" for i, (count, what) in enumerate(rows)]
+
+
+def _picture(bins: Sequence[Mapping[str, int]], limit: int | None) -> list[str]:
+    """A bar for each bin of a histogram; whatever is there has a bar. What lies beyond the limit is marked."""
+    highest = max(bin["count"] for bin in bins)
+    names = [f"{bin['from']:,}-{bin['to']:,}" if bin["from"] < bin["to"] else f"{bin['from']:,}" for bin in bins]
+    width = max(12, *map(len, names))
+    lines = []
+    for name, bin in zip(names, bins, strict=True):
+        bar = "#" * -(-BAR_WIDTH * bin["count"] // highest)
+        beyond = f"  beyond the limit of {limit:,}" if limit is not None and bin["from"] > limit else ""
+        lines.append(f"  {name:>{width}} {bin['count']:7,}  {bar}{beyond}".rstrip())
+    return lines
