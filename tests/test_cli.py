@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -20,14 +21,10 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--epochs", type=cli.positive_int, default=1, help="passes")
     parser.add_argument("--learning-rate", type=cli.positive_float, metavar="X", help="at its highest")
     parser.add_argument("--weight-decay", type=cli.not_negative_float, default=0.0, help="on matrices")
+    parser.add_argument("--title", default="", help="stands above")
     parser.add_argument("--all", action="store_true", help="everything")
     parser.add_threads()
     return parser
-
-
-def test_arguments_come_from_the_command_line(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["say.py", "--batch-size", "5"])
-    assert make_parser().parse_args().batch_size == 5
 
 
 @pytest.mark.parametrize("args, said", [
@@ -75,6 +72,8 @@ def test_help_shows_examples_as_they_are_written_and_defaults(capsys):
     assert caught.value.code == 0
     assert "examples:\n  python say.py --batch-size 2\n  python say.py --all\n" in text
     assert "rows (default: 8)" in text
+    assert "stands above\n" in text, "an empty default says nothing"
+    assert "\nenvironment:\n  TINYFT_DEBUG=1 " in text
     assert "at its highest\n" in text and "everything\n" in text
     assert f"(default: {numba.config.NUMBA_NUM_THREADS}, all that this machine gives)" in " ".join(text.split())
 
@@ -129,15 +128,21 @@ def test_run_after_control_c():
 SCRIPT = "from tinyft import cli\ndef main(): raise ValueError('data.json, entry 3: no')\ncli.run(main)"
 
 
-@pytest.mark.parametrize("debug", [None, "", "0", "1", "yes"])
-def test_run_as_a_program(debug, monkeypatch):
+@pytest.mark.parametrize("debug, traceback", [(None, False), ("", False), ("0", False), ("1", True)])
+def test_run_as_a_program(monkeypatch, debug, traceback):
     monkeypatch.delenv("TINYFT_DEBUG", raising=False)
     if debug is not None:
         monkeypatch.setenv("TINYFT_DEBUG", debug)
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 1
-    assert result.stdout == ""
-    if debug in (None, "", "0"):
-        assert result.stderr.splitlines() == ["error: data.json, entry 3: no"]
-    else:
+    assert (result.returncode, result.stdout) == (1, "")
+    if traceback:
         assert result.stderr.startswith("Traceback") and "ValueError: data.json, entry 3: no" in result.stderr
+    else:
+        assert result.stderr.splitlines() == ["error: data.json, entry 3: no"]
+
+
+def test_characters_that_stdout_lacks_do_not_fail_a_run():
+    script = "from tinyft import cli\ncli.run(lambda: print('a \\u2026 b'))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60,
+                            env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stdout) == (0, "a \\u2026 b\n"), result.stderr

@@ -160,7 +160,8 @@ def test_finetune_on_data_as_people_have_them(model_folder, tmp_path):
 def test_finetune_with_columns_of_ones_own(model_folder, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"ask": f"Say {i}", "reply": "yes"} for i in range(20)]))
     arguments = ("finetune_alpaca.py", "--model", model_folder, "--data", "data.json", "--show-mask")
-    assert "none of the known forms; its keys are 'ask', 'reply'; say which are meant with --columns" in error_line(example(*arguments, cwd=tmp_path))
+    line = error_line(example(*arguments, cwd=tmp_path))
+    assert "none of the known forms; its keys are 'ask', 'reply'; say which are meant with --columns" in line
     assert "NAME=KEY" in error_line(example(*arguments, "--columns", "ask", cwd=tmp_path))
     result = example(*arguments, "--columns", "instruction=ask,output=reply", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.count("\x1b[32myes<|endoftext|>\x1b[0m") == 3, result.stderr
@@ -212,7 +213,7 @@ def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
     (["--train-share", "0.9", "--test-share", "0.2"], "expected shares that add up to at most 1"),
     (["--threads", "1000"], "--threads 1000: this machine gives"),
     (["--resume"], "--resume needs --output-dir"),
-    (["--model", "no-such-model"], "--model no-such-model: neither a folder nor one of gpt2"),
+    (["--model", "no-such-model"], "--model no-such-model: neither a folder, nor one of gpt2"),
 ])
 def test_finetune_with_options_that_do_not_fit(options, said, model_folder, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -440,7 +440,7 @@ def test_nan_in_the_loss(tmp_path, micro_batch_size):
     message = str(caught.value)
     assert "\n" not in message
     for part in ("the loss is nan at step 7", "epoch 3", "learning rate 0.0", "--learning-rate",
-                 f"best weights so far are in {tmp_path / 'bad' / 'model'}"):
+                 f"best weights so far, of step 4, are in {tmp_path / 'bad' / 'model'}"):
         assert part in message, message
     assert [event["step"] for event in metrics(tmp_path / "bad") if event["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(array).all() for array in weights(model).values())
@@ -450,7 +450,7 @@ def test_nan_in_the_loss(tmp_path, micro_batch_size):
 def test_nan_in_the_first_step(tmp_path):
     model = poisoned(0)
     before = weights(model)
-    with pytest.raises(TrainingDiverged, match="step 1 .*best weights so far are in"):
+    with pytest.raises(TrainingDiverged, match="step 1 .*best weights so far, of step 0, are in"):
         fit_tiny(tmp_path, model=model)
     assert_all_close(weights(model), before, rtol=0)
     assert_all_close(weights(load_model(tmp_path / "model")), before, rtol=0)

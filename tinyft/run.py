@@ -102,10 +102,10 @@ def fit(
     else:
         delete_state(folder)
     saved = time.monotonic()
-    with_resume = f"the state is in {state}: the same command with --output-dir {folder} --resume goes on"
+    resuming = f"the state is in {state}: the same command with --output-dir {folder} --resume goes on"
     with RunReport(folder, progress) as report, _delayed_interrupt() as interrupted:
         if validation is not None and not has_targets(validation):
-            report.say("no target tokens in the validation set: trained without it, the last weights are kept")
+            report.say("the validation set has no target tokens: training without it, and keeping the last weights")
             validation = None
         try:
             for event in train(model, optimizer, training, validation, settings, progress, rng):
@@ -121,18 +121,16 @@ def fit(
                     save_training_state(state, optimizer, progress, same)
                     saved = time.monotonic()
                 if interrupted():
-                    report.say(f"interrupted; {with_resume}")
+                    report.say(f"interrupted; {resuming}")
                     raise KeyboardInterrupt
         except TrainingDiverged as error:
             _plot(report, folder, title)
-            kept = (f"the best weights so far, of step {progress.best_step}, are in {folder / 'model'}"
-                    if math.isfinite(progress.best_loss) else "no weights have been saved")
-            raise TrainingDiverged(f"{error}; {kept}") from None
+            raise TrainingDiverged(f"{error}; {_what_is_saved(progress, folder)}") from None
         save_training_state(state, optimizer, progress, same)
         _use_best(model, tokenizer, progress, report, folder)
         _plot(report, folder, title)
         if interrupted():
-            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {with_resume}")
+            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {resuming}")
         return report.events
 
 
@@ -163,6 +161,15 @@ def _delayed_interrupt():
         signal.signal(signal.SIGINT, before)
     if noted:
         raise KeyboardInterrupt
+
+
+def _what_is_saved(progress: Progress, folder: Path) -> str:
+    """What a run that broke off leaves of its weights, in words."""
+    if math.isfinite(progress.best_loss):
+        return f"the best weights so far, of step {progress.best_step}, are in {folder / 'model'}"
+    if (folder / STATE).exists():
+        return f"the weights of an earlier step are in {folder / STATE}"
+    return "no weights have been saved"
 
 
 def _plot(report: RunReport, folder: Path, title: str) -> None:

@@ -50,13 +50,13 @@ class Settings:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "micro_batch_size", "max_steps", "evaluate_every"):
-            self._check(name, int, "a whole number of at least 1", lambda value: value >= 1)
-        self._check("patience", int, "a whole number of at least 0", lambda value: value >= 0)
+            self._check(name, int, "an int of at least 1", lambda value: value >= 1)
+        self._check("patience", int, "an int of at least 0", lambda value: value >= 0)
         for name in ("learning_rate", "clip_norm"):
-            self._check(name, (int, float), "a finite number above 0", lambda value: 0 < value < math.inf)
-        self._check("weight_decay", (int, float), "a finite number of at least 0", lambda value: 0 <= value < math.inf)
-        self._check("warmup", (int, float), "a share from 0 to 1", lambda value: 0 <= value <= 1)
-        self._check("beta2", (int, float), "a number from 0 to below 1", lambda value: 0 <= value < 1)
+            self._check(name, (int, float), "a finite float above 0", lambda value: 0 < value < math.inf)
+        self._check("weight_decay", (int, float), "a finite float of at least 0", lambda value: 0 <= value < math.inf)
+        self._check("warmup", (int, float), "a float from 0 to 1", lambda value: 0 <= value <= 1)
+        self._check("beta2", (int, float), "a float from 0 to below 1", lambda value: 0 <= value < 1)
 
     def _check(self, name: str, kind: type | tuple[type, ...], expected: str, fits: Callable[[Any], bool]) -> None:
         value = getattr(self, name)

@@ -34,7 +34,7 @@ def layer_is_thread_safe() -> bool:
 
 
 def one_thread_at_a_time(kernel: Callable) -> Callable:
-    """The same kernel, which waits while another thread is in one."""
+    """The same kernel for callers in Python, not in other kernels; it waits while another thread is in one."""
 
     @functools.wraps(kernel)
     def locked(*arguments, **options):
