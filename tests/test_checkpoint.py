@@ -189,16 +189,6 @@ def test_masks_and_a_tied_head_are_ignored(saved):
     assert_same_weights(load_model(folder), model)
 
 
-def test_a_head_of_its_own_is_refused(saved):
-    folder, model = saved
-    tensors = float32_tensors(model, "transformer.")
-    head = model.wte.weight.data.copy()
-    head[3, 4] += 1
-    write_safetensors(folder / "model.safetensors", tensors | {"lm_head.weight": ("F32", head.shape, head.tobytes())})
-    message = refusal(load_model, folder)
-    assert str(folder) in message and "lm_head.weight differs from wte.weight" in message
-
-
 def test_bfloat16(saved):
     folder, model = saved
     cut = {name: array.view(np.uint32) & np.uint32(0xFFFF0000) for name, array in weights_of(model).items()}
@@ -257,12 +247,8 @@ def test_no_config(saved):
 
 @pytest.mark.parametrize("values, words", [
     ({"model_type": "llama"}, "model_type is 'llama', expected 'gpt2'"),
-    ({"activation_function": "gelu"}, "activation_function is 'gelu', expected 'gelu_new'"),
-    ({"activation_function": "relu"}, "activation_function is 'relu'"),
-    ({"scale_attn_weights": False}, "scale_attn_weights is False, only True"),
-    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, only False"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings is False, only True"),
-    ({"add_cross_attention": True}, "add_cross_attention is True, only False"),
+    ({"activation_function": "silu"}, "activation_function is 'silu', expected one of gelu_new"),
+    ({"scale_attn_weights": 0}, "scale_attn_weights is 0, expected true or false"),
     ({"n_layer": 0}, "n_layer is 0, expected a positive integer"),
     ({"n_embd": "12"}, "n_embd is '12', expected a positive integer"),
     ({"n_head": 5}, "n_embd = 12 is not divisible by n_head = 5"),

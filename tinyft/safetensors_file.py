@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-QUANTISED = ("I8", "U8", "I4", "U4", "F8_", "F4", "F6")  # beginnings of the types that quantised weights are stored in
+QUANTISED = ("I8", "U8", "I4", "U4", "F8_", "F6_", "F4")  # beginnings of the types that quantised weights are stored in
 
 
 def _diagnose(path: Path) -> str:
