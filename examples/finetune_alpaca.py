@@ -57,7 +57,8 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("--model", default=str(BASE_MODEL), metavar="NAME",
-        help=f"a model folder, or {', '.join(SIZES)} from the Hugging Face hub (default: weights/tiny-world)")
+        help=f"a model folder, or a GPT-2 on the Hugging Face hub: {', '.join(SIZES)}, or owner/name "
+             "(default: weights/tiny-world)")
     add("--data", metavar="FILE", action="append",
         help="JSON, JSON lines, CSV or Parquet, or the name of a data set on the Hugging Face hub; may be given more "
              "than once (default: examples/data/train.json)")

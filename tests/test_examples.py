@@ -213,7 +213,7 @@ def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
     (["--train-share", "0.9", "--test-share", "0.2"], "expected shares that add up to at most 1"),
     (["--threads", "1000"], "--threads 1000: this machine gives"),
     (["--resume"], "--resume needs --output-dir"),
-    (["--model", "no-such-model"], "--model no-such-model: neither a folder, nor one of gpt2"),
+    (["--model", "no-such-model"], "no-such-model: neither a folder nor a model of the Hugging Face hub"),
 ])
 def test_finetune_with_options_that_do_not_fit(options, said, model_folder, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,8 @@ def test_finetune_with_options_that_do_not_fit(options, said, model_folder, data
 def test_finetune_cannot_fetch_a_model(data, tmp_path):
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed, and fetching needs it")
     line = error_line(example("finetune_alpaca.py", "--model", "gpt2", "--data", data, cwd=tmp_path))
-    assert "--model gpt2 is not in the cache and could not be fetched" in line and "give a folder" in line
+    assert "gpt2 is no folder, and no model that is in the cache or could be fetched" in line
+    assert "give a folder" in line
 
 
 def test_finetune_resume_without_a_state_is_refused_before_any_work(model_folder, data, tmp_path):

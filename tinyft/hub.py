@@ -1,35 +1,38 @@
 """Models on the Hugging Face hub, by name."""
 
-import os
 import re
 from pathlib import Path
 
-HUB_NAMES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
-             "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl"}
-MODEL_FILES = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-               "model-*.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+from .gpt2 import SIZES
+from .tokenizer_files import TOKENIZER_FILES
+
+WANTED = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+          "model-*-of-*.safetensors", *TOKENIZER_FILES]
 
 
-def find_model(name: str | os.PathLike) -> Path:
-    """The folder of a model: as given, or fetched from the hub into its usual cache.
+def find_model(name: str) -> Path:
+    """The folder of a model: a folder as it is, or one fetched from the hub into huggingface_hub's usual cache.
 
-    name: a folder, gpt2, gpt2-medium, gpt2-large or gpt2-xl, or any "owner/name" on the hub. ValueError in one line
-    without network, without the library, or if there is no such model.
+    name: a folder, "owner/name" as the hub has it, or one of OpenAI's four (gpt2, gpt2-medium, gpt2-large, gpt2-xl).
+    ValueError in one line without network, without the library, or where the hub has no such model in safetensors.
     """
-    name = str(name)
     if Path(name).is_dir():
         return Path(name)
-    if name not in HUB_NAMES and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise ValueError(f"--model {name}: neither a folder, nor one of {', '.join(HUB_NAMES)}, nor OWNER/NAME on the "
-                         "Hugging Face hub")
+    if name not in SIZES and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise ValueError(f"{name}: neither a folder nor a model of the Hugging Face hub, which is 'owner/name' or one "
+                         f"of {', '.join(SIZES)}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(f"--model {name} is no folder; from the Hugging Face hub it is fetched with huggingface_hub: "
+        raise ValueError(f"{name} is no folder; as a model of the Hugging Face hub it is fetched with huggingface_hub: "
                          "pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(HUB_NAMES.get(name, name), allow_patterns=MODEL_FILES))
+        folder = Path(snapshot_download(f"openai-community/{name}" if name in SIZES else name, allow_patterns=WANTED))
     except Exception as error:  # the hub's library raises what its network layers raise
-        raise ValueError(f"--model {name} is no folder, and could not be fetched from the Hugging Face hub "
-                         f"({type(error).__name__}); check the name and the network, or give a folder") from None
+        raise ValueError(f"{name} is no folder, and no model that is in the cache or could be fetched from the Hugging "
+                         f"Face hub ({type(error).__name__}); check the name and the network, or give a folder"
+                         ) from None
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{name} has no weights in safetensors on the Hugging Face hub; load it in transformers, save "
+                         "it with save_pretrained(folder), and give that folder")
+    return folder
