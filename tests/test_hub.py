@@ -36,7 +36,8 @@ def test_a_folder_is_taken_as_it_is(tmp_path, hub):
 
 
 @pytest.mark.parametrize("name, repository", [
-    ("gpt2", "openai-community/gpt2"), ("gpt2-xl", "openai-community/gpt2-xl"), ("some-one/a.b_C-1", "some-one/a.b_C-1"),
+    ("gpt2", "openai-community/gpt2"), ("gpt2-xl", "openai-community/gpt2-xl"),
+    ("some-one/a.b_C-1", "some-one/a.b_C-1"),
 ])
 def test_a_model_of_the_hub(tmp_path, hub, name, repository):
     assert find_model(name) == tmp_path

@@ -237,13 +237,6 @@ def test_tinyft_loads_the_body_alone(tmp_path):
     assert_same_weights(load_model(tmp_path), model)
 
 
-def test_a_head_of_its_own_is_refused(tmp_path):
-    config = their_config(make_model().config, tie_word_embeddings=False)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="tie_word_embeddings is False"):
-        load_model(tmp_path)
-
-
 def test_a_folder_goes_round_through_both(tmp_path):
     model, tokenizer, folder = tied_folder(tmp_path)
     save_model(model, tokenizer, folder)
