@@ -262,9 +262,12 @@ def test_weights_under_another_name(tmp_path, model, name, words):
     assert "has no model.safetensors" in message and name in message and words in message
 
 
-def test_an_adapter_alone(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert "holds an adapter, not a model; merge it" in refusal(tmp_path)
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_alone_or_beside_its_model(tmp_path, model, beside):
+    """transformers with peft applies what stands beside the weights of the model."""
+    folder = write(tmp_path / "model", full(model)) if beside else tmp_path
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter (adapter_config.json) for a model; merge it" in refusal(folder)
 
 
 # ---- config.json

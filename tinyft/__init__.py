@@ -9,7 +9,8 @@ Reading order:
   tokenizer.py, data/             from a file of instructions to batches with masks
   optim.py, train.py              AdamW and the training loop
   inference/, scoring.py          replies, and how good they are
-  checkpoint.py, files.py         model folders that other tools read
+  checkpoint.py, files.py         model folders that other tools read; what is in them, or why they can't be read:
+                                  model_config.py, safetensors_file.py, weight_names.py, hub.py
   run.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
   cli.py           what the scripts in examples/ share
   kernels/         the arithmetic, compiled by Numba: start with matmul.py

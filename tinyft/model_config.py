@@ -22,10 +22,10 @@ def read_config(folder: str | os.PathLike) -> GPT2Config:
     """The GPT2Config of a model folder; ValueError where config.json asks for what tinyft's GPT-2 is not."""
     folder = Path(folder)
     path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():  # transformers would apply it, even beside whole weights
+        raise ValueError(f"{folder} holds an adapter (adapter_config.json) for a model; merge it with peft's "
+                         "model.merge_and_unload() and save the result with save_pretrained to a new folder")
     if not path.exists():
-        if (folder / "adapter_config.json").exists():
-            raise ValueError(f"{folder} holds an adapter, not a model; merge it with peft's model.merge_and_unload() "
-                             "and save the result with save_pretrained")
         what = "has no config.json; is it a model folder" if folder.is_dir() else "is no folder"
         raise ValueError(f"{folder} {what}? Expected config.json, model.safetensors, vocab.json, merges.txt")
     raw = read_json(path)
