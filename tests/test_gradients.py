@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinyft import Tensor, gradcheck, op, ops
+from tinyft import Tensor, gradcheck, losses, op, ops
 
 RNG = np.random.default_rng(1)
 
@@ -100,22 +100,22 @@ CASES = {
         (lambda x, p=p: ops.dropout(x, p=p, rng=np.random.default_rng(3)), [normal(4, 5)]) for p in (0.0, 0.3, 0.9)
     ],
     "cross_entropy": [
-        (ops.cross_entropy, [2 * normal(7, 5), TARGETS]),
-        (ops.cross_entropy, [normal(2, 3, 5), np.array([[1, 2, -100], [0, 0, 4]])]),
-        (ops.cross_entropy, [normal(5), np.array(3)]),
-        (ops.cross_entropy, [normal(2, 5), np.array([-100, -100])]),
+        (losses.cross_entropy, [2 * normal(7, 5), TARGETS]),
+        (losses.cross_entropy, [normal(2, 3, 5), np.array([[1, 2, -100], [0, 0, 4]])]),
+        (losses.cross_entropy, [normal(5), np.array(3)]),
+        (losses.cross_entropy, [normal(2, 5), np.array([-100, -100])]),
     ],
     "linear_cross_entropy": [
-        (ops.linear_cross_entropy, [normal(7, 3), normal(5, 3), TARGETS]),
-        (lambda *inputs: ops.linear_cross_entropy(*inputs, total=12), [normal(7, 3), normal(5, 3), TARGETS]),
-        (ops.linear_cross_entropy, [normal(2, 3), normal(5, 3), np.array([-100, -100])]),
-        (ops.linear_cross_entropy, [normal(1, 3), normal(5, 3), np.array([4])]),
+        (losses.linear_cross_entropy, [normal(7, 3), normal(5, 3), TARGETS]),
+        (lambda *inputs: losses.linear_cross_entropy(*inputs, total=12), [normal(7, 3), normal(5, 3), TARGETS]),
+        (losses.linear_cross_entropy, [normal(2, 3), normal(5, 3), np.array([-100, -100])]),
+        (losses.linear_cross_entropy, [normal(1, 3), normal(5, 3), np.array([4])]),
     ],
 }
 
 
 def ops_of_tinyft():
-    return [name for name, function in vars(ops).items() if getattr(function, "is_op", False)]
+    return [name for name, function in (vars(ops) | vars(losses)).items() if getattr(function, "is_op", False)]
 
 
 def test_every_op_has_a_case():
@@ -138,7 +138,7 @@ def test_gradients_through_several_ops():
     def block(table, g, b, weight, bias):
         x = ops.embedding(table, ids)
         h = ops.causal_attention(ops.linear(ops.layer_norm(x, g, b), weight, bias), n_head=2, row_starts=starts)
-        return ops.linear_cross_entropy(ops.gelu(x + h), table, targets)  # tied weights: two gradients for one table
+        return losses.linear_cross_entropy(ops.gelu(x + h), table, targets)  # tied weights: two gradients for one table
 
     assert gradcheck(block, [normal(6, 4), normal(4), normal(4), normal(4, 12), normal(12)])
 
@@ -298,7 +298,7 @@ def test_dropout_of_everything_is_zero():
 
 def loss_and_gradients(hidden, weight, targets, dout=1.0, **options):
     h, w = Tensor(hidden, requires_grad=True), Tensor(weight, requires_grad=True)
-    loss = ops.linear_cross_entropy(h, w, targets, **options)
+    loss = losses.linear_cross_entropy(h, w, targets, **options)
     loss.backward(np.asarray(dout, loss.dtype))
     return loss.data, h.grad, w.grad
 
@@ -307,7 +307,7 @@ def test_linear_cross_entropy_is_cross_entropy_of_the_product(rng):
     hidden, weight = rng.standard_normal((7, 3)), rng.standard_normal((5, 3))
     got = loss_and_gradients(hidden, weight, TARGETS)
     h, w = Tensor(hidden, requires_grad=True), Tensor(weight, requires_grad=True)
-    loss = ops.cross_entropy(h @ w.T, TARGETS)
+    loss = losses.cross_entropy(h @ w.T, TARGETS)
     loss.backward()
     for a, b in zip(got, (loss.data, h.grad, w.grad), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
@@ -320,15 +320,15 @@ def test_chunks_change_nothing(rng, monkeypatch, rows_at_a_time, dout):
     targets = np.where(rng.random(23) < 0.3, -100, rng.integers(0, 11, 23))
     whole = loss_and_gradients(hidden, weight, targets, dout)
     # Less than a row's worth still takes one row at a time.
-    monkeypatch.setattr(ops, "LOGITS_BYTES", max(1, rows_at_a_time * 11 * 8))
+    monkeypatch.setattr(losses, "LOGITS_BYTES", max(1, rows_at_a_time * 11 * 8))
     calls = []
-    kernel = ops.cross_entropy_in_place
+    kernel = losses.cross_entropy_in_place
 
     def counting(logits, *rest):
         calls.append(len(logits))
         return kernel(logits, *rest)
 
-    monkeypatch.setattr(ops, "cross_entropy_in_place", counting)
+    monkeypatch.setattr(losses, "cross_entropy_in_place", counting)
     for a, b in zip(loss_and_gradients(hidden, weight, targets, dout), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
     assert max(calls) <= max(1, rows_at_a_time) and sum(calls) == (targets != -100).sum()
@@ -353,7 +353,7 @@ def test_nothing_to_learn_is_zero_and_not_nan(dtype, rows):
     np.testing.assert_array_equal(dhidden, np.zeros((rows, 3)))
     np.testing.assert_array_equal(dweight, np.zeros((5, 3)))
     logits = Tensor(np.ones((rows, 5), dtype), requires_grad=True)
-    loss = ops.cross_entropy(logits, targets)
+    loss = losses.cross_entropy(logits, targets)
     loss.backward()
     assert loss.item() == 0
     np.testing.assert_array_equal(logits.grad, np.zeros((rows, 5)))
@@ -370,8 +370,9 @@ def test_ignored_rows_cannot_spoil_the_loss(rng):
 def test_nan_reaches_the_loss(dtype):
     hidden = np.ones((3, 2), dtype)
     hidden[1, 0] = np.nan
-    assert np.isnan(ops.linear_cross_entropy(Tensor(hidden), Tensor(np.ones((4, 2), dtype)), np.zeros(3, int)).item())
-    assert np.isnan(ops.cross_entropy(Tensor(hidden), np.zeros(3, int)).item())
+    weight = Tensor(np.ones((4, 2), dtype))
+    assert np.isnan(losses.linear_cross_entropy(Tensor(hidden), weight, np.zeros(3, int)).item())
+    assert np.isnan(losses.cross_entropy(Tensor(hidden), np.zeros(3, int)).item())
 
 
 # ---- gradients that nobody wants
@@ -422,7 +423,7 @@ def test_frozen_output_layer_forms_no_gradient(monkeypatch, wants_hidden, wants_
     hidden, weight = Tensor(normal(7, size), wants_hidden), Tensor(normal(vocabulary, size), wants_weight)
 
     def step():
-        loss = ops.linear_cross_entropy(hidden, weight, TARGETS)
+        loss = losses.linear_cross_entropy(hidden, weight, TARGETS)
         if loss.requires_grad:
             loss.backward()
 
@@ -440,10 +441,10 @@ def test_frozen_output_layer_forms_no_gradient(monkeypatch, wants_hidden, wants_
 def test_no_array_of_the_weight_s_size_for_a_frozen_output_layer():
     hidden, weight = Tensor(normal(4, 64), requires_grad=True), Tensor(normal(20_000, 64))
     targets = np.array([1, 2, 3, 4])
-    ops.linear_cross_entropy(hidden, weight, targets).backward()  # compiled, and buffers made
+    losses.linear_cross_entropy(hidden, weight, targets).backward()  # compiled, and buffers made
     tracemalloc.start()
     try:
-        ops.linear_cross_entropy(hidden, weight, targets).backward()
+        losses.linear_cross_entropy(hidden, weight, targets).backward()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -457,25 +458,25 @@ def test_no_array_of_the_weight_s_size_for_a_frozen_output_layer():
 def test_row_losses(rng, dtype, monkeypatch, rows_at_a_time):
     hidden, weight = rng.standard_normal((23, 6)).astype(dtype), rng.standard_normal((11, 6)).astype(dtype)
     targets = np.where(rng.random(23) < 0.3, -100, rng.integers(0, 11, 23))
-    monkeypatch.setattr(ops, "LOGITS_BYTES", rows_at_a_time * 11 * weight.itemsize)
-    losses, likeliest = ops.row_losses(hidden, weight, targets)
+    monkeypatch.setattr(losses, "LOGITS_BYTES", rows_at_a_time * 11 * weight.itemsize)
+    each, likeliest = losses.row_losses(hidden, weight, targets)
     logits = hidden.astype(np.float64) @ weight.T.astype(np.float64)
     expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(23), np.maximum(targets, 0)]
-    assert losses.dtype == dtype and losses.shape == likeliest.shape == (23,)
-    np.testing.assert_allclose(losses, np.where(targets == -100, 0, expected), rtol=50 * np.finfo(dtype).eps)
+    assert each.dtype == dtype and each.shape == likeliest.shape == (23,)
+    np.testing.assert_allclose(each, np.where(targets == -100, 0, expected), rtol=50 * np.finfo(dtype).eps)
     np.testing.assert_array_equal(likeliest, np.where(targets == -100, -1, logits.argmax(axis=1)))
-    total = ops.linear_cross_entropy(hidden, weight, targets, total=1).item()
-    np.testing.assert_allclose(losses.sum(dtype=np.float64), total, rtol=50 * np.finfo(dtype).eps)
+    total = losses.linear_cross_entropy(hidden, weight, targets, total=1).item()
+    np.testing.assert_allclose(each.sum(dtype=np.float64), total, rtol=50 * np.finfo(dtype).eps)
 
 
 def test_row_losses_at_the_edges(dtype):
     hidden, weight = np.ones((3, 2), dtype), np.ones((4, 2), dtype)
     hidden[1, 0] = np.nan
-    losses, likeliest = ops.row_losses(hidden, weight, np.array([0, 1, -100]))
-    assert np.isnan(losses[1]) and losses[2] == 0
+    each, likeliest = losses.row_losses(hidden, weight, np.array([0, 1, -100]))
+    assert np.isnan(each[1]) and each[2] == 0
     np.testing.assert_array_equal(likeliest, [0, -1, -1])  # of equal ones the first; none among NaN; not asked for
-    losses, likeliest = ops.row_losses(hidden[:0], weight, np.zeros(0, int))
-    assert losses.shape == likeliest.shape == (0,)
+    each, likeliest = losses.row_losses(hidden[:0], weight, np.zeros(0, int))
+    assert each.shape == likeliest.shape == (0,)
 
 
 # ---- what does not fit is named
@@ -500,15 +501,16 @@ ONES = np.ones
     (lambda: ops.causal_attention(ONES((2, 10)), n_head=2, row_starts=[0, 2]), ValueError, ["n_head = 2"]),
     (lambda: ops.causal_attention(ONES((2, 6)), n_head=2, row_starts=[0, 1]), ValueError, ["row_starts", "0 to 2"]),
     (lambda: ops.causal_attention(ONES((2, 6)), n_head=2, row_starts=[0, 2, 1, 2]), ValueError, ["row_starts", "rise"]),
-    (lambda: ops.cross_entropy(ONES((2, 3)), np.array([0])), ValueError, [r"\(1,\)", r"\(2,\)", r"\(2, 3\)"]),
-    (lambda: ops.cross_entropy(ONES((2, 3)), np.array([0, 3])), IndexError, ["cross_entropy", "0 to 3", "0 to 2"]),
-    (lambda: ops.cross_entropy(ONES((2, 3)), np.array([0, -1])), IndexError, ["cross_entropy", "-1 to 0"]),
-    (lambda: ops.linear_cross_entropy(ONES((2, 3)), ONES((5, 4)), np.array([0, 1])), ValueError,
+    (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0])), ValueError, [r"\(1,\)", r"\(2,\)", r"\(2, 3\)"]),
+    (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0, 3])), IndexError, ["cross_entropy", "0 to 3", "0 to 2"]),
+    (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0, -1])), IndexError, ["cross_entropy", "-1 to 0"]),
+    (lambda: losses.linear_cross_entropy(ONES((2, 3)), ONES((5, 4)), np.array([0, 1])), ValueError,
      [r"\(2, 3\)", r"\(2, 4\)"]),
-    (lambda: ops.linear_cross_entropy(ONES((4, 3)), ONES((5, 3)), np.zeros((2, 2), int)), ValueError, [r"\(2, 2\)"]),
-    (lambda: ops.linear_cross_entropy(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError, ["0 to 5", "0 to 4"]),
-    (lambda: ops.row_losses(ONES((2, 3)), ONES((5, 4)), np.array([0, 1])), ValueError, ["row_losses", r"\(2, 4\)"]),
-    (lambda: ops.row_losses(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError, ["row_losses", "0 to 5"]),
+    (lambda: losses.linear_cross_entropy(ONES((4, 3)), ONES((5, 3)), np.zeros((2, 2), int)), ValueError, [r"\(2, 2\)"]),
+    (lambda: losses.linear_cross_entropy(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError,
+     ["0 to 5", "0 to 4"]),
+    (lambda: losses.row_losses(ONES((2, 3)), ONES((5, 4)), np.array([0, 1])), ValueError, ["row_losses", r"\(2, 4\)"]),
+    (lambda: losses.row_losses(ONES((2, 3)), ONES((5, 3)), np.array([0, 5])), IndexError, ["row_losses", "0 to 5"]),
 ])
 def test_error_names_what_is_wrong(call, error, says):
     with pytest.raises(error, match=".*".join(says)):

@@ -16,7 +16,7 @@ from tinyft import generate, load_model_and_tokenizer, load_tokenizer, save_mode
 from tinyft.data.entries import Entry, Turn
 from tinyft.data.instructions import InstructionSet
 from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, use_style
-from tinyft.ops import IGNORE
+from tinyft.losses import IGNORE
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[referees]')")
 pytestmark = pytest.mark.referee

@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from tinyft import Tensor, no_grad, op, ops
+from tinyft import Tensor, losses, no_grad, op, ops
 from tinyft.tensor import is_recording
 
 
@@ -506,7 +506,7 @@ def test_input_of_a_frozen_layer_is_freed():
 
 def test_ids_and_targets_may_be_single_numbers():
     table = leaf([[1.0, 2.0], [3.0, 5.0]])
-    loss = ops.cross_entropy(ops.embedding(table, np.int64(1)), np.int64(0))
+    loss = losses.cross_entropy(ops.embedding(table, np.int64(1)), np.int64(0))
     loss.backward()
     np.testing.assert_allclose(loss.item(), np.log(1 + np.exp(2)))
     assert (table.grad[1] != 0).all() and (table.grad[0] == 0).all()
@@ -592,9 +592,9 @@ def test_gradients_are_kept_for_leaves_only():
 @pytest.mark.parametrize("targets", [np.array([0.9, 1.7]), np.array([True, False])])
 def test_targets_that_are_no_integers_are_refused(targets):
     with pytest.raises(TypeError, match="expected integers"):
-        ops.cross_entropy(Tensor(np.ones((2, 3))), targets)
+        losses.cross_entropy(Tensor(np.ones((2, 3))), targets)
     with pytest.raises(TypeError, match="expected integers"):
-        ops.linear_cross_entropy(Tensor(np.ones((2, 3))), Tensor(np.ones((4, 3))), targets)
+        losses.linear_cross_entropy(Tensor(np.ones((2, 3))), Tensor(np.ones((4, 3))), targets)
 
 
 # ---- threads

@@ -28,7 +28,7 @@ from tinyft import (
     save_training_state,
     train,
 )
-from tinyft.ops import IGNORE, cross_entropy
+from tinyft.losses import IGNORE, cross_entropy
 from tinyft.report import plot_losses, smooth
 from tinyft.train import Evaluated, Started, Stepped, TrainingDiverged, evaluate
 

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from . import ops
+from . import losses, ops
+from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
-from .ops import IGNORE
 from .tensor import Tensor
 
 _exact_gelu = partial(ops.gelu, exact=True)
@@ -241,4 +241,4 @@ class GPT2(Module):
         needed = np.arange(inputs.shape[1]) < lengths[:, None]
         row_starts = np.concatenate([[0], np.cumsum(lengths)])
         hidden = self.hidden(inputs[needed], row_starts, rng, keep=np.flatnonzero(live[needed]))
-        return ops.linear_cross_entropy(hidden, self.output_weight, targets[live], total=total)
+        return losses.linear_cross_entropy(hidden, self.output_weight, targets[live], total=total)

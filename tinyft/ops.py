@@ -1,4 +1,4 @@
-"""Every differentiable op: the forward pass, with its backward nested inside.
+"""The differentiable ops, but for the losses: the forward pass of each, with its backward nested inside.
 
 `dx` is the gradient of x and has x's shape; `dout` is the gradient of the result. Letters in shapes: B rows
 of a batch, T positions, N = all positions of all rows, C channels, V vocabulary.
@@ -18,15 +18,11 @@ from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward
 from .kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
 from .kernels.jit import HAS_BFLOAT16
-from .kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place, losses_and_likeliest
 from .kernels.matmul import gemm
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
 from .kernels.sums import sum_rows
 from .tensor import Donated, Tensor, op
-
-IGNORE = -100  # a target that must not be learned
-LOGITS_BYTES = 96 * 1024 * 1024  # room for the logits that `linear_cross_entropy` holds at a time
 
 
 def _unbroadcast(dx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -216,12 +212,12 @@ def product_dtype(dtype: str) -> Iterator[None]:
         _product_dtype.set(before)
 
 
-def _gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options) -> np.ndarray:
+def gemm_of_context(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options) -> np.ndarray:
     """(M, K) @ (K, N) -> (M, N) in the dtype that was asked for; see `kernels/matmul.py`."""
     return gemm(a, b, out, bfloat16=_product_dtype.get() == "bfloat16" and a.dtype == np.float32, **options)
 
 
-def _as_rows(x: np.ndarray) -> np.ndarray:
+def as_rows(x: np.ndarray) -> np.ndarray:
     """(..., C) as contiguous (N, C)."""
     return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
@@ -231,12 +227,12 @@ def _matmul_arrays(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit, expected (..., M, K) @ (..., K, N)")
     if b.ndim == 2:
-        return _gemm(a if a.ndim == 2 else _as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+        return gemm_of_context(a if a.ndim == 2 else as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     out = np.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     for i in np.ndindex(*batch):
-        _gemm(a[i], b[i], out=out[i])
+        gemm_of_context(a[i], b[i], out=out[i])
     return out
 
 
@@ -254,7 +250,7 @@ def matmul(a, b, *, wanted):
         if not wants_b:
             db = None
         elif b.ndim == 2:  # one product over all leading axes of a, not a sum of many
-            db = _gemm(_as_rows(a).T, _as_rows(dout))
+            db = gemm_of_context(as_rows(a).T, as_rows(dout))
         else:
             db = _matmul_arrays(a.swapaxes(-1, -2), dout)
         return (_unbroadcast(da, a.shape) if wants_a else None), (_unbroadcast(db, b.shape) if wants_b else None)
@@ -269,17 +265,17 @@ def linear(x, weight, bias, *, wanted):
         raise ValueError(f"linear: x {x.shape}, weight {weight.shape}, bias {bias.shape} do not fit, "
                          "expected (..., C), (C, D), (D,)")
     wants_x, wants_weight, wants_bias = wanted
-    x_shape, rows = x.shape, _as_rows(x)
-    out = _gemm(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
+    x_shape, rows = x.shape, as_rows(x)
+    out = gemm_of_context(rows, weight, bias=bias).reshape(*x.shape[:-1], weight.shape[1])
     if not wants_weight:
         rows = None  # or a frozen layer's input would live until the backward pass for nothing
 
     def backward(dout):
-        dout = _as_rows(dout)
-        dx = Donated(_gemm(dout, weight.T).reshape(x_shape)) if wants_x else None
+        dout = as_rows(dout)
+        dx = Donated(gemm_of_context(dout, weight.T).reshape(x_shape)) if wants_x else None
 
         def dweight(into, accumulate):  # called only where it is wanted
-            _gemm(rows.T, dout, out=into, accumulate=accumulate)
+            gemm_of_context(rows.T, dout, out=into, accumulate=accumulate)
 
         return dx, dweight, (sum_rows(dout) if wants_bias else None)
 
@@ -294,8 +290,8 @@ def softmax(x):
     """exp(x) / sum(exp(x)) over the last axis."""
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x is {x.shape}, expected at least one element on the last axis")
-    shape, rows = x.shape, softmax_forward(_as_rows(x))
-    return rows.reshape(shape), lambda dout: Donated(softmax_backward(_as_rows(dout), rows).reshape(shape))
+    shape, rows = x.shape, softmax_forward(as_rows(x))
+    return rows.reshape(shape), lambda dout: Donated(softmax_backward(as_rows(dout), rows).reshape(shape))
 
 
 @op
@@ -304,11 +300,11 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
     for name, array in (("weight", weight), ("bias", bias)):
         if array.shape != x.shape[-1:]:
             raise ValueError(f"layer_norm: {name} is {array.shape}, expected {x.shape[-1:]} to match x {x.shape}")
-    rows = _as_rows(x)
+    rows = as_rows(x)
     out, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
 
     def backward(dout):
-        dx, dweight, dbias = layer_norm_backward(_as_rows(dout), rows, weight, mean, rstd)
+        dx, dweight, dbias = layer_norm_backward(as_rows(dout), rows, weight, mean, rstd)
         return Donated(dx.reshape(x.shape)), dweight, dbias
 
     return out.reshape(x.shape), backward
@@ -338,7 +334,7 @@ def embedding(weight, ids):
         def dweight(into, accumulate):
             if not accumulate:
                 into[...] = 0
-            embedding_backward(_as_rows(dout), ids.reshape(-1), into)
+            embedding_backward(as_rows(dout), ids.reshape(-1), into)
 
         return dweight, None
 
@@ -376,113 +372,6 @@ def dropout(x, *, p, rng):
     """Zero each element with probability p, scale the others by 1 / (1 - p) so that the mean stays."""
     kept = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(0 if p == 1 else 1 / (1 - p))
     return x * kept, lambda dout: dout * kept
-
-
-# ---- losses
-
-
-def _live_rows(name: str, targets: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Indices of the targets that count."""
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"{name}: targets are {targets.dtype}, expected integers")
-    live = np.flatnonzero(targets != IGNORE)
-    chosen = targets[live]
-    if live.size and not (0 <= chosen.min() and chosen.max() < vocabulary):
-        raise IndexError(f"{name}: targets run from {chosen.min()} to {chosen.max()}, expected 0 to "
-                         f"{vocabulary - 1}, or {IGNORE} to ignore one")
-    return live
-
-
-@op
-def cross_entropy(logits, targets):
-    """Mean of -log softmax(logits)[target] over the targets that are not -100: (..., V), (...) -> ().
-
-    Without any such target the loss is 0.
-    """
-    targets = np.asarray(targets)
-    if logits.shape[:-1] != targets.shape:
-        raise ValueError(f"cross_entropy: targets are {targets.shape}, expected {logits.shape[:-1]} "
-                         f"to match logits {logits.shape}")
-    live = _live_rows("cross_entropy", targets.reshape(-1), logits.shape[-1]).size
-    flat_targets = targets.reshape(-1).astype(np.int64)
-    losses, dlogits = cross_entropy_and_gradient(_as_rows(logits), flat_targets, 1 / max(1, live))
-
-    def backward(dout):
-        if dout != 1:  # in place, since a graph is walked back only once
-            np.multiply(dlogits, dout, out=dlogits)
-        return Donated(dlogits.reshape(logits.shape)), None
-
-    return losses.sum() / logits.dtype.type(max(1, live)), backward
-
-
-def _check_head(name: str, hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> None:
-    if targets.ndim != 1 or hidden.shape != (len(targets), weight.shape[1]):
-        raise ValueError(f"{name}: hidden is {hidden.shape}, expected {(targets.size, weight.shape[1])} "
-                         f"to match targets {targets.shape} and weight {weight.shape}")
-
-
-def _chunks_of_logits(rows: int, weight: np.ndarray) -> Iterator[slice]:
-    """Split `rows` evenly into parts whose logits take LOGITS_BYTES at most (one row at least)."""
-    most = max(1, LOGITS_BYTES // (len(weight) * weight.itemsize))
-    chunks = -(-rows // most)
-    for chunk in range(chunks):
-        yield slice(rows * chunk // chunks, rows * (chunk + 1) // chunks)
-
-
-@op
-def linear_cross_entropy(hidden, weight, targets, *, total=None, wanted):
-    """Cross-entropy of logits = hidden @ weight.T, without ever holding all of them: the end of GPT-2.
-
-    hidden (N, C), weight (V, C), targets (N,) -> (): the sum over all targets but -100, divided by `total`
-    (their number by default; another one where a batch is split into several parts). Rows whose target is
-    -100 skip the product with the vocabulary. The others go through in chunks of LOGITS_BYTES, and since
-    the gradient of a chunk's logits replaces them, the gradients of hidden and weight that are wanted are formed
-    in the forward pass, while the chunk is in the cache, and only scaled in the backward pass.
-    """
-    _check_head("linear_cross_entropy", hidden, weight, targets)
-    live = _live_rows("linear_cross_entropy", targets, len(weight))
-    total = max(1, live.size if total is None else total)
-    rows, targets = hidden[live], targets[live]
-    wants_hidden, wants_weight, _ = wanted
-    drows = np.empty_like(rows) if wants_hidden else None
-    dweight = (np.empty_like if live.size else np.zeros_like)(weight) if wants_weight else None
-    loss = 0.0
-    for part in _chunks_of_logits(live.size, weight):
-        logits = _gemm(rows[part], weight.T)
-        loss += cross_entropy_in_place(logits, targets[part], 1 / total).sum(dtype=np.float64)
-        if wants_hidden:
-            _gemm(logits, weight, out=drows[part])
-        if wants_weight:
-            _gemm(logits.T, rows[part], out=dweight, accumulate=part.start > 0)
-
-    def backward(dout):
-        dhidden = None
-        if wants_hidden:
-            dhidden = np.zeros_like(hidden)
-            dhidden[live] = drows * dout
-        if wants_weight and dout != 1:  # in place, since a graph is walked back only once
-            np.multiply(dweight, dout, out=dweight)
-        return dhidden, (Donated(dweight) if wants_weight else None), None
-
-    return weight.dtype.type(loss / total), backward
-
-
-def row_losses(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and likeliest class of each row of logits = hidden @ weight.T, without gradients: for scoring.
-
-    Arrays hidden (N, C), weight (V, C), targets (N,) -> losses (N,) = -log softmax(logits)[target], and the index of
-    the largest logit (N,), the first of several. Where the target is -100 the loss is 0 and the index -1, and no
-    logits are formed; the index is -1 as well where logits are NaN. Like `linear_cross_entropy` it never holds more
-    than LOGITS_BYTES of logits.
-    """
-    _check_head("row_losses", hidden, weight, targets)
-    live = _live_rows("row_losses", targets, len(weight))
-    losses, likeliest = np.zeros(len(targets), weight.dtype), np.full(len(targets), -1)
-    rows, chosen = hidden[live], targets[live].astype(np.int64)
-    for part in _chunks_of_logits(live.size, weight):
-        logits = _gemm(rows[part], weight.T)
-        losses[live[part]], likeliest[live[part]] = losses_and_likeliest(logits, chosen[part])
-    return losses, likeliest
 
 
 # The functions of NumPy that Python's operators call when an array stands on the left: array * tensor.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .gpt2 import GPT2, needed_lengths
-from .ops import IGNORE
+from .losses import IGNORE
 from .optim import AdamW, cosine_with_warmup
 from .tensor import no_grad
 

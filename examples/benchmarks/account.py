@@ -77,7 +77,7 @@ COSTS = {
     "ops.layer_norm_backward": _streamed("layer norm backward"),
     "ops.sum_rows": _streamed("gradients of biases"),
     "ops.embedding_backward": _embedding_backward,
-    "ops.cross_entropy_in_place": _streamed("softmax and loss, both ways", in_place=(0,)),
+    "losses.cross_entropy_in_place": _streamed("softmax and loss, both ways", in_place=(0,)),
     "optim.sum_of_squares": _streamed("norm of the gradient"),
     "optim.adamw_step": _streamed("AdamW", in_place=(0, 2, 3)),
 }
@@ -87,7 +87,7 @@ def _modules() -> dict[str, ModuleType]:
     import tinyft.optim
     import tinyft.tensor  # noqa: F401
 
-    return {name: sys.modules[f"tinyft.{name}"] for name in ("tensor", "ops", "optim")}
+    return {name: sys.modules[f"tinyft.{name}"] for name in ("tensor", "ops", "losses", "optim")}
 
 
 def _kernels_in(modules: dict[str, ModuleType]) -> Iterator[tuple[ModuleType, str, Callable[..., Cost]]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numba import get_num_threads
 
-from tinyft import ops
+from tinyft import losses, ops
 from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.matmul import gemm
@@ -119,7 +119,7 @@ def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
          [normal(ROWS, 768), normal(768), normal(768)]),
         ("attention (8, 12, 128, 64)", lambda qkv: ops.causal_attention(qkv, n_head=12, row_starts=row_starts),
          torch_attention, [qkv]),
-        ("cross_entropy (1024, 50257)", ops.cross_entropy, lambda x, y: f.cross_entropy(x, y),
+        ("cross_entropy (1024, 50257)", losses.cross_entropy, lambda x, y: f.cross_entropy(x, y),
          [normal(ROWS, 50257), targets]),
     ]
     for name, ours, theirs, arrays in cases:
@@ -152,10 +152,10 @@ def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
     everything = rng.integers(0, 50257, ROWS)
     for share in (1.0, 0.5, 0.25, 0.1, 0.0):
         targets = everything.copy()
-        targets[rng.permutation(ROWS)[int(share * ROWS):]] = ops.IGNORE
-        run = _both_ways(ops.linear_cross_entropy, hidden, weight, targets)
+        targets[rng.permutation(ROWS)[int(share * ROWS):]] = losses.IGNORE
+        run = _both_ways(losses.linear_cross_entropy, hidden, weight, targets)
         seconds = interleaved({"tinyft": run}, 1.0)["tinyft"]
-        chunk = min(max(1, int(share * ROWS)), ops.LOGITS_BYTES // (4 * 50257))
+        chunk = min(max(1, int(share * ROWS)), losses.LOGITS_BYTES // (4 * 50257))
         table.add(f"{share:.0%} live", "ms", tinyft=1000 * seconds,
                   logits_MB=(4e-6 * 50257 * chunk) if share else 0.0, all_logits_MB=4e-6 * 50257 * ROWS)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ops import IGNORE
+from ..losses import IGNORE
 from ..tokenizer import END_OF_TEXT, Tokenizer
 from .entries import Entry
 from .prompts import Style, encode_conversation, end_of_reply, find_style
