@@ -232,7 +232,7 @@ class GPT2(Module):
 
         What stands after a row's last target cannot touch the loss, since no token sees the future: it is
         dropped here, padding with it; and what has no target itself only feeds the others' attention, so that
-        it ends in the last block. total: what to divide the sum by, if not this batch's live targets.
+        it ends in the last block. total: what to divide the sum by, if not this batch's target tokens.
         """
         inputs, targets = np.atleast_2d(inputs), np.atleast_2d(targets)
         if inputs.shape != targets.shape:
