@@ -3,15 +3,16 @@
 Reading order:
 
   tensor.py        Tensor, how an op is declared, and the walk back through the graph
-  ops.py           every differentiable op: forward, with its backward inside
+  ops.py, losses.py               every differentiable op: forward, with its backward inside
   gradcheck.py     is a gradient right?
   nn.py, gpt2.py   layers, and GPT-2 made of them
-  tokenizer.py, data/             from a file of instructions to batches with masks
+  tokenizer.py     text to ids; tokenizer_files.py and pretokenizer.py: as a folder's files say
+  data/            from files of any kind to entries, conversations as text, batches with masks
   optim.py, train.py              AdamW and the training loop
-  inference/, scoring.py          replies, and how good they are
-  checkpoint.py, files.py         model folders that other tools read; what is in them, or why they can't be read:
-                                  model_config.py, safetensors_file.py, weight_names.py, hub.py
-  run.py, report.py, memory.py    a whole run: the loop, what a person sees of it, the files it leaves
+  inference/, scoring.py          caches, generation, replies, and how good they are
+  checkpoint.py    model folders that other tools read, with model_config.py, weight_names.py,
+                   safetensors_file.py, hub.py, files.py
+  run.py, report.py, progress.py, memory.py   a whole run: the loop, what a person sees of it, the files it leaves
   cli.py           what the scripts in examples/ share
   kernels/         the arithmetic, compiled by Numba: start with matmul.py
 """

@@ -97,7 +97,8 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     contents = dict(tokenizer.files)
     settings = json.loads(contents["tokenizer_config.json"])
     inside = settings.pop("chat_template", None)
-    if tokenizer.chat_template is None or tokenizer.chat_template == _default_template(inside):
+    said = contents["chat_template.jinja"].decode("utf-8-sig") if "chat_template.jinja" in contents else inside
+    if tokenizer.chat_template is None or tokenizer.chat_template == _default_template(said):
         return contents
     contents["chat_template.jinja"] = tokenizer.chat_template.encode()
     if inside is not None:
