@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -24,15 +25,15 @@ def hub(monkeypatch, tmp_path):
     return asked
 
 
-def refusal(name: str) -> str:
+def refusal(name) -> str:
     with pytest.raises(ValueError) as caught:
         find_model(name)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith(name)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(name))
     return str(caught.value)
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path, hub):
-    assert find_model(str(tmp_path)) == tmp_path and hub == []
+    assert find_model(str(tmp_path)) == find_model(tmp_path) == tmp_path and hub == []
 
 
 @pytest.mark.parametrize("name, repository", [
@@ -49,7 +50,8 @@ def test_a_model_of_the_hub(tmp_path, hub, name, repository):
     assert not any(pattern.startswith("*") or pattern.endswith(".bin") for pattern in patterns)
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "./a/b", "../b", "a/b/c", "/tmp/nowhere", "owner/", "~/model"])
+@pytest.mark.parametrize("name", ["no-such-model", "./a/b", "../b", "a/b/c", "/tmp/nowhere", "owner/", "~/model",
+                                  Path("nowhere")])
 def test_what_is_no_name(hub, name):
     assert "neither a folder nor a model of the Hugging Face hub" in refusal(name) and hub == []
 

@@ -81,6 +81,16 @@ def test_a_prefix_over_several_files(tmp_path, model):
     assert_same_weights(load_model(folder), model)
 
 
+def test_a_tensor_in_two_files(tmp_path, model):
+    """Of two sharded models whose files were copied over each other, nobody can say which is meant."""
+    folder = write(tmp_path / "model", full(model))
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    save_file({"transformer.ln_f.bias": model.ln_f.bias.data + 1}, folder / "b.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors",
+                                                                                    "y": "b.safetensors"}}))
+    assert "'transformer.ln_f.bias' stands in a.safetensors and in b.safetensors" in refusal(folder)
+
+
 def test_a_layer_is_no_prefix():
     names = ["h.0.ln_1.weight", "h.0.ln_1.bias"]
     assert plain_names("f", names) == dict(zip(names, names, strict=True))

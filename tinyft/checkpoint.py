@@ -55,9 +55,14 @@ def _weight_files(folder: Path) -> list[Path]:
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     """The weights of a model folder under the names of tinyft's GPT2, wherever they come from."""
     paths = _weight_files(folder)
-    place = {name: path for path in paths for name in read_header(path)}
-    refuse_signs(folder, place)
-    names = plain_names(folder, (name for name in place if not is_buffer(name)))
+    where: dict[str, Path] = {}
+    for path in paths:
+        for name in read_header(path):
+            if where.setdefault(name, path) != path and not is_buffer(name):
+                raise ValueError(f"{folder}: tensor '{name}' stands in {where[name].name} and in {path.name}; files of "
+                                 "two models are mixed, copy or download the folder again")
+    refuse_signs(folder, where)
+    names = plain_names(folder, (name for name in where if not is_buffer(name)))
     stored: dict[str, np.ndarray] = {}
     for path in paths:
         stored |= read_tensors(path, lambda name: name in names)

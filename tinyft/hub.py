@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub, by name."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ WANTED = ["config.json", "generation_config.json", "model.safetensors", "model.s
           "model-*-of-*.safetensors", *TOKENIZER_FILES]
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str | os.PathLike) -> Path:
     """The folder of a model: a folder as it is, or one fetched from the hub into huggingface_hub's usual cache.
 
     name: a folder, "owner/name" as the hub has it, or one of OpenAI's four (gpt2, gpt2-medium, gpt2-large, gpt2-xl).
@@ -18,6 +19,7 @@ def find_model(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    name = str(name)
     if name not in SIZES and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ValueError(f"{name}: neither a folder nor a model of the Hugging Face hub, which is 'owner/name' or one "
                          f"of {', '.join(SIZES)}")
