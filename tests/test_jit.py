@@ -116,3 +116,23 @@ def test_without_openmp_kernels_take_turns(monkeypatch):
     monkeypatch.setattr(numba.config, "THREADING_LAYER", "default")
     monkeypatch.setitem(sys.modules, "numba.np.ufunc.omppool", None)
     assert not layer_is_thread_safe()
+
+
+LOSSES_OF_TWO_KERNELS = """
+import sys
+import numpy as np
+from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
+rng = np.random.default_rng(0)
+for _ in range(300):
+    logits, targets = rng.standard_normal((11, 257)).astype(np.float32), rng.integers(0, 257, 11)
+    losses = cross_entropy_in_place(logits.copy(), targets, 1.0)
+    if "both" == {which!r}:
+        assert np.array_equal(losses, cross_entropy_and_gradient(logits, targets, 1.0)[0])
+"""
+
+
+def test_a_kernel_sums_in_the_same_order_whenever_it_was_compiled(run_python, tmp_path):
+    """The second kernel is compiled in another process than the first, with a helper that both merge."""
+    for which in ("one", "both"):
+        done = run_python(LOSSES_OF_TWO_KERNELS.format(which=which), TINYFT_CACHE=str(tmp_path))
+        assert done.returncode == 0, done.stderr

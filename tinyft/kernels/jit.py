@@ -79,7 +79,8 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
 
     parallel: `prange` loops run on all threads.
     reorder: sums may be reordered, see REORDER; never where the order matters for accuracy.
-    inline: always merge into the caller, for helpers inside hot loops.
+    inline: always merge into the caller, for helpers inside hot loops. These are not kept on disk: optimised once more
+    on their way from there into another kernel, their sums would come out in another order than in the first.
     """
 
     def decorate(f):
@@ -91,7 +92,7 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
         )
         if inline:
             options["forceinline"] = True
-        if CACHE_FOLDER is None:
+        if CACHE_FOLDER is None or inline:
             return numba.njit(**options)(f)
         # Numba reads the folder when it decorates; put the user's own setting back afterwards.
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER)

@@ -7,7 +7,7 @@ from .jit import jit
 from .simd import exp, maximum
 
 
-@jit(reorder=True)
+@jit(reorder=True, inline=True)
 def _softmax_minus_target(logits, target, scale):
     """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target].
 
@@ -42,7 +42,7 @@ def cross_entropy_in_place(logits, targets, scale):
     return losses
 
 
-@jit
+@jit(inline=True)
 def _loss_of_row(logits, target, scale, dlogits):
     if target < 0:
         dlogits[:] = 0
