@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyft import Turn, cli, generate, load_model_and_tokenizer, stream_text
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, end_of_reply, find_style
+from tinyft.hub import find_model
 
 EXAMPLES = """\
   python examples/generate.py --model runs/tiny-world/model "What is the capital of France?"
@@ -23,7 +24,7 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("prompt", help="the instruction, or with --raw the beginning of a text; - reads it from standard input")
-    add("--model", required=True, metavar="FOLDER", help="a model folder")
+    add("--model", required=True, metavar="NAME", help="a model folder, or a GPT-2 on the Hugging Face hub")
     add("--input", default="", metavar="TEXT", help="what the instruction is about, if it needs that")
     add("--system", default="", metavar="TEXT", help="a system message in front")
     add("--prompt-style", metavar="STYLE",
@@ -44,7 +45,7 @@ def main() -> None:
     """Load, answer."""
     options = parse_arguments()
     cli.use_threads(options.threads)
-    model, tokenizer = load_model_and_tokenizer(options.model)
+    model, tokenizer = load_model_and_tokenizer(find_model(options.model))
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not text.strip():
         raise ValueError("the prompt is empty")

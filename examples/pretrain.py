@@ -22,6 +22,7 @@ from tinyft import (
 from tinyft.checkpoint import model_fingerprint
 from tinyft.data.text import TextSet, encode_documents
 from tinyft.files import read_text
+from tinyft.hub import find_model
 from tinyft.run import claim_output
 from tinyft.tokenizer import Tokenizer
 
@@ -40,7 +41,8 @@ def parse_arguments():
     add = parser.add_argument
     add("--corpus", type=Path, required=True, metavar="FILE", help="UTF-8 text, documents separated by blank lines")
     add("--tokenizer", type=Path, metavar="FOLDER", help="for a new model: a folder with vocab.json and merges.txt")
-    add("--model", type=Path, metavar="FOLDER", help="go on with this model, instead of starting a new one")
+    add("--model", metavar="NAME",
+        help="go on with this model, a folder or a GPT-2 on the Hugging Face hub, instead of starting a new one")
     add("--output-dir", type=Path, default=Path("runs/base"), metavar="FOLDER", help="where the run goes")
     add("--resume", action="store_true", help="go on with an interrupted run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
@@ -69,6 +71,7 @@ def start(options, rng: np.random.Generator) -> tuple[GPT2, Tokenizer]:
     if options.model is not None:
         if options.n_layer or options.n_head or options.n_embd:
             raise ValueError("--n-layer, --n-head and --n-embd are for a new model; the one in --model has its shape")
+        options.model = find_model(options.model)
         model, tokenizer = load_model_and_tokenizer(options.model)
         if (options.context or 0) > model.config.n_positions:
             raise ValueError(f"--context {options.context}: this model sees at most {model.config.n_positions} tokens")

@@ -246,7 +246,8 @@ def test_finetune_resume_without_a_state_is_refused_before_any_work(model_folder
 def test_generate_streams_the_reply(options, model_folder, tmp_path):
     result = example("generate.py", "--model", model_folder, "Say word.", "--max-new-tokens", "12", *options,
                      cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
+    said = [line for line in result.stderr.splitlines() if "compiling kernels" not in line]
+    assert (result.returncode, said) == (0, [])
     model, tokenizer = load_model_and_tokenizer(model_folder)
     style = "phi3" if "phi3" in options else "alpaca"
     turns = (Turn("user", "Say word.", "now" if "--input" in options else ""),)
@@ -266,7 +267,7 @@ def test_generate_asks_in_the_style_that_the_folder_says(data, model_folder, tmp
     asked = [example("generate.py", "--model", "mine/model", "Say word.", "--max-new-tokens", "8", "--stats", *options,
                      cwd=tmp_path) for options in ([], ["--prompt-style", "phi3"], ["--prompt-style", "alpaca"])]
     assert [result.returncode for result in asked] == [0, 0, 0]
-    as_said, phi3, alpaca = (int(result.stderr.split(" tokens read")[0]) for result in asked)
+    as_said, phi3, alpaca = (int(re.search(r"(\d+) tokens read", result.stderr)[1]) for result in asked)
     assert as_said == phi3 < alpaca and asked[0].stdout == asked[1].stdout
 
 
@@ -275,12 +276,12 @@ def test_generate_raw_from_standard_input(model_folder, tmp_path):
                      cwd=tmp_path, stdin="Say größe")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("Say größe")
-    assert re.fullmatch(r"\d+ tokens read and the first written in [\d.]+ s, then [\d.]+ tokens/s\n", result.stderr)
+    assert re.search(r"^\d+ tokens read and the first written in [\d.]+ s, then [\d.]+ tokens/s\n\Z", result.stderr, re.M)
 
 
 def test_generate_with_no_model_as_a_program(tmp_path):
     line = error_line(example("generate.py", "--model", "nowhere", "Hello", cwd=tmp_path))
-    assert "nowhere" in line and "config.json" in line
+    assert "nowhere: neither a folder nor a model of the Hugging Face hub" in line
 
 
 @pytest.mark.parametrize("arguments, said", [
