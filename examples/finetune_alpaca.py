@@ -8,7 +8,6 @@ you to review), scores.json, metrics.jsonl, loss.png.
 
 import textwrap
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,9 @@ from tinyft import (
     split,
     warm_up,
 )
-from tinyft.checkpoint import check_training_state, model_fingerprint
-from tinyft.data.instructions import END_MARKER_CHOICES, end_markers, show_mask, strip_end_markers
-from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style, use_style
+from tinyft.checkpoint import model_fingerprint
+from tinyft.data.instructions import END_MARKER_CHOICES, handle_end_markers, show_mask
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style, with_style
 from tinyft.data.report import describe, report_lines
 from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
@@ -36,7 +35,7 @@ from tinyft.hub import find_model
 from tinyft.inference.replies import reply
 from tinyft.memory import peak_megabytes
 from tinyft.progress import progress
-from tinyft.run import STATE, claim_output
+from tinyft.run import check_resumable, claim_output
 from tinyft.scoring import compare_by_family, score_table, side_by_side
 
 HERE = Path(__file__).resolve().parent
@@ -122,8 +121,7 @@ def read_all(options, rng):
     test_paths = options.test_data
     if options.data is None and not test_paths:
         test_paths = [DATA / "test_items.json", DATA / "test_phrasings.json"]
-    entries, account = read_with_account(options.data or DATA / "train.json", columns)
-    entries = entries[: options.max_entries]
+    entries, account = read_with_account(options.data or DATA / "train.json", columns, options.max_entries)
     test_share = 0.0 if test_paths else options.test_share
     training, validation, test = split(entries, train=options.train_share, test=test_share,
                                        rng=None if options.in_file_order else rng)
@@ -132,7 +130,7 @@ def read_all(options, rng):
     tests = {}
     for path in test_paths:
         name = Path(path).stem.replace("_", " ")
-        tests[name if name not in tests else str(path)] = read_entries(path, columns)[: options.max_entries]
+        tests[name if name not in tests else str(path)] = read_entries(path, columns, options.max_entries)
     return entries, account, training, validation, tests
 
 
@@ -176,6 +174,54 @@ def record(entry) -> dict:
     return fields | ({"family": entry.family} if entry.family else {})
 
 
+def make_sets(options, style, tokenizer, context: int, training, validation) -> tuple[InstructionSet, InstructionSet]:
+    """Training and validation entries as token ids; ValueError if there is nothing to train on."""
+    how = dict(prompt_style=style, mask_prompt=options.mask_prompt, max_length=options.max_length or context,
+               end_marker=options.end_marker)
+    sets = tuple(InstructionSet(entries, tokenizer, **how) for entries in (training, validation))
+    if not len(sets[0]):
+        why = ", ".join(f"{n} {reason}" for reason, n in sets[0].reasons.items())
+        raise ValueError(f"{', '.join(options.data or [str(DATA / 'train.json')])}: no entry to train on; of "
+                         f"{len(training)} in the training share " + (f"there are {why}" if why else "none is left")
+                         + "; give more entries, or a larger --train-share or --max-length")
+    return sets
+
+
+def show_plan(options, model, folder, data_lines, sets, tests, settings, threads: int, output: Path) -> None:
+    """Say what is about to be done."""
+    print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {model.config.n_positions}")
+    print(f"data      {len(sets[0])} entries to train on, {len(sets[1])} to validate"
+          + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
+    for line in data_lines:
+        print(f"          {line}")
+    length = f"{options.epochs} epoch{'s' * (options.epochs != 1)}"
+    if options.max_steps:
+        length = f"{options.max_steps} step{'s' * (options.max_steps != 1)} at most"
+    print(f"training  {length}, batches of {options.batch_size}, learning rate {settings.learning_rate:.2g}, "
+          f"{threads} threads\noutput    {output}", flush=True)
+    if not tests:
+        print("no entries to test on: give more data, or --test-data")
+
+
+def show_results(output: Path, tests, few, asked, before, after) -> None:
+    """Replies before and after side by side, scores, and where everything is; all replies and scores as files."""
+    shown = [entry for entries in tests.values() for entry in entries]
+    scored = any(entry.family for entry in shown)
+    write_json(output / "replies.json", [{**record(entry), "model_response": answer}
+                                         for entry, answer in zip(shown, after, strict=True)])
+    if shown:
+        print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
+    if scored:
+        scores = compare_by_family(tests, [before[i] for i in asked], after)
+        write_json(output / "scores.json", scores)
+        print("\nreplies that match exactly\n\n" + score_table(scores))
+    plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
+    print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
+          f"{'scores.json, ' * scored}metrics.jsonl, {plot}\n"
+          f"ask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
+          f"peak memory {peak_megabytes():.0f} MB")
+
+
 def main() -> None:
     """Read, show, tune, answer."""
     options = parse_arguments()
@@ -193,15 +239,11 @@ def main() -> None:
     model.set_dropout(options.dropout)
 
     style = find_style(tokenizer, options.prompt_style)
-    use_style(style, tokenizer)
-    how = dict(prompt_style=style, mask_prompt=options.mask_prompt, max_length=options.max_length or context,
-               end_marker=options.end_marker)
-    training_set, validation_set = (InstructionSet(entries, tokenizer, **how) for entries in (training, validation))
-    if not len(training_set):
-        why = ", ".join(f"{n} {reason}" for reason, n in training_set.reasons.items()) or "there is none"
-        raise ValueError(f"{', '.join(options.data or [str(DATA)])}: no entry to train on; of {len(training)} in the "
-                         f"training share: {why}; give at least 2 entries")
+    tokenizer = with_style(style, tokenizer)
+    training_set, validation_set = sets = make_sets(options, style, tokenizer, context, training, validation)
+    data_lines = report_lines(facts_of(entries, account, sets))
     if options.show_mask:
+        print(*data_lines, sep="\n", end="\n\n")
         for i in range(min(3, len(training_set))):
             inputs, targets = training_set.collate([i])
             print(show_mask(inputs[0], targets[0], tokenizer), end="\n\n")
@@ -213,31 +255,24 @@ def main() -> None:
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
                         patience=options.patience)
+    made_by = "(--data, --max-entries, --prompt-style, --mask-prompt, --max-length, --end-marker)"
     identity = {"seed": options.seed, "dropout": options.dropout, "dtype": options.dtype,
-                "fingerprint of --model": model_fingerprint(model), "training data": training_set.fingerprint(),
-                "validation data": validation_set.fingerprint()}
+                "fingerprint of --model": model_fingerprint(model),
+                f"training data {made_by}": training_set.fingerprint(),
+                f"validation data {made_by}": validation_set.fingerprint()}
     if options.resume:  # refused before any work is done
-        check_training_state(output / STATE, identity | asdict(settings))
+        check_resumable(output, model, settings, identity)
     if options.end_marker == "strip":
-        markers = end_markers(style, tokenizer)
-        tests = {title: [strip_end_markers(entry, markers) for entry in entries] for title, entries in tests.items()}
+        tests = {title: [handle_end_markers(entry, style, tokenizer) for entry in entries]
+                 for title, entries in tests.items()}
     tests = {title: entries for title, entries in tests.items() if entries}
-    print(f"model     {folder}: {model.n_parameters() / 1e6:.1f} M parameters, context {context}")
-    print(f"data      {len(training_set)} entries to train on, {len(validation_set)} to validate"
-          + "".join(f", {len(entries)} {title}" for title, entries in tests.items()))
-    for line in report_lines(facts_of(entries, account, [training_set, validation_set])):
-        print(f"          {line}")
-    length = f"{options.max_steps} steps at most" if options.max_steps else f"{options.epochs} epochs"
-    print(f"training  {length}, batches of {options.batch_size}, learning rate {learning_rate:.2g}, "
-          f"{threads} threads\noutput    {output}", flush=True)
-    if not tests:
-        print("no entries to test on: give more data, or --test-data")
+    show_plan(options, model, folder, data_lines, sets, tests, settings, threads, output)
     warm_up()
 
     shown = [entry for entries in tests.values() for entry in entries]
-    scored = any(entry.family for entry in shown)
     few = range(0, len(shown), max(1, len(shown) // 5))[:5]
-    asked = range(len(shown)) if scored else few  # all replies of the untuned model only where they are counted
+    # All replies of the untuned model only where they are counted.
+    asked = range(len(shown)) if any(entry.family for entry in shown) else few
 
     def expected_tokens(entry) -> int:
         return len(tokenizer.encode(entry.output))
@@ -260,22 +295,8 @@ def main() -> None:
         resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity=identity)
 
     after = answer_all(model, tokenizer, shown, style, "replies after", lambda entry: longest)
-    write_json(output / "replies.json", [
-        {**record(entry), "model_response": answer}
-        for entry, answer in zip(shown, after, strict=True)])
     delete_state(output)
-    if shown:
-        print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
-    if scored:
-        scores = compare_by_family(tests, [before[i] for i in asked], after)
-        write_json(output / "scores.json", scores)
-        print("\nreplies that match exactly\n\n" + score_table(scores))
-    plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
-    scores_file = "scores.json, " if scored else ""
-    print(f"\nsaved to {output}: model/ (loads in transformers), replies.json ({len(shown)} replies to review), "
-          f"{scores_file}metrics.jsonl, {plot}\n"
-          f"ask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
-          f"peak memory {peak_megabytes():.0f} MB")
+    show_results(output, tests, few, asked, before, after)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ def main() -> None:
     options = parse_arguments()
     cli.use_threads(options.threads)
     model, tokenizer = load_model_and_tokenizer(find_model(options.model))
+    if options.top_p and options.top_p > 1:
+        raise ValueError(f"--top-p {options.top_p}: expected a share above 0 and at most 1")
+    if (options.top_k or options.top_p) and not options.temperature:
+        raise ValueError("--top-k and --top-p limit what is drawn from; give a --temperature above 0 as well")
+    if options.raw and (options.system or options.input or options.prompt_style):
+        raise ValueError("--raw continues the prompt itself; leave out --system, --input and --prompt-style")
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not text.strip():
         raise ValueError("the prompt is empty")

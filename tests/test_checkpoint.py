@@ -113,7 +113,7 @@ def test_a_float64_model_is_saved_in_float32(tmp_path, tokenizer):
 def test_what_a_folder_holds(saved):
     folder, _ = saved
     assert sorted(content(folder)) == ["config.json", "generation_config.json", "merges.txt", "model.safetensors",
-                                       "tokenizer_config.json", "vocab.json"]
+                                       "vocab.json"]
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config["model_type"] == "gpt2" and config["architectures"] == ["GPT2LMHeadModel"]
     assert config["bos_token_id"] == config["eos_token_id"] == 336

@@ -193,7 +193,7 @@ def test_numbers_and_nothing_in_parquet(tmp_path):
 
 
 def test_what_cannot_be_learned_is_dropped_and_counted(tmp_path):
-    raw = [ENTRY, {**ENTRY, "output": ""}, {**ENTRY, "output": None}, {**ENTRY, "instruction": " "},
+    raw = [ENTRY, {**ENTRY, "output": ""}, {**ENTRY, "output": None}, {**ENTRY, "instruction": " ", "input": ""},
            {"messages": messages(HELLO[:1])}, {"messages": []}, {"messages": None, "system": "x"},
            {**ENTRY, "input": "<noinput>"}]
     entries, account = read_with_account(write(tmp_path, raw))

@@ -147,7 +147,7 @@ def test_end_of_text_in_an_entry_is_one_token(entry):
 # ---- ends of text that are written out
 
 
-@pytest.mark.parametrize("output, left", [("yes<|endoftext|>", "yes"), ("yes <|endoftext|>\n", "yes "), ("yes", "yes"),
+@pytest.mark.parametrize("output, left", [("yes<|endoftext|>", "yes"), ("yes <|endoftext|>\n", "yes"), ("yes", "yes"),
                                           ("yes<|endoftext|><|endoftext|> ", "yes"),
                                           ("a<|endoftext|>b", "a<|endoftext|>b"),
                                           ("<|endoftext|>yes", "<|endoftext|>yes"), ("yes \n", "yes \n")])
@@ -155,14 +155,14 @@ def test_a_written_end_is_stripped_and_counted(output, left):
     data = make_set([Entry.single("a", "", output), Entry.single("b", "", "no")])
     _, reply = parts(data.examples[0])
     assert reply == [*TOKENIZER.encode(left), EOT]
-    assert data.end_markers == (output != left)
+    assert data.end_markers == ("<|" in output)
 
 
 def test_a_written_end_may_be_kept_as_the_token_or_refused():
     entries = [Entry.single("a", "", "no"), Entry.single("a", "", "yes<|endoftext|>")]
     data = make_set(entries, end_marker="keep")
     assert parts(data.examples[1])[1] == [*TOKENIZER.encode("yes"), EOT, EOT] and data.end_markers == 1
-    with pytest.raises(ValueError, match=r"entry 2: .*written out \('yes<\|endoftext\|>'\).*--end-marker strip"):
+    with pytest.raises(ValueError, match=r"asks 'a' has an end of text .*'yes<\|endoftext\|>'.*--end-marker strip"):
         make_set(entries, end_marker="refuse")
     with pytest.raises(ValueError, match="end_marker is 'drop', expected one of strip, keep, refuse"):
         make_set(entries, end_marker="drop")

@@ -11,7 +11,7 @@ from small import write_tokenizer
 from tinyft import load_tokenizer, save_tokenizer
 from tinyft.data.entries import Entry, Turn
 from tinyft.data.instructions import encode
-from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, use_style
+from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, with_style
 
 jinja2 = pytest.importorskip("jinja2", reason="jinja2 is not installed (pip install jinja2)")
 STYLES = list(PROMPT_STYLES)
@@ -88,21 +88,22 @@ def test_stanford_without_input_is_alpaca(plain):
 @settings(deadline=None, max_examples=60)
 @given(turns=CONVERSATIONS)
 def test_the_template_gives_the_ids_of_the_prompt(style, plain, chat, turns):
-    """Joined at replies, text could be cut in another way; up to the first reply it is the same for every text."""
-    turns = [turn for turn in turns if turn.role != "assistant"]
+    """Replies that stand in it included, whatever they begin and end with."""
     for tokenizer in (plain, chat):
-        style_ = PROMPT_STYLES[style]
-        text = render(style_.template(tokenizer), turns, reply_follows=True) if turns else ""
-        if turns:
-            assert encode_prompt(turns, style_, tokenizer) == tokenizer.encode(text, add_special_tokens=False)
+        text = render(PROMPT_STYLES[style].template(tokenizer), turns, reply_follows=True)
+        wanted = tokenizer.encode(text, add_special_tokens=False)
+        assert encode_prompt(turns, PROMPT_STYLES[style], tokenizer) == wanted
 
 
 @pytest.mark.parametrize("style", STYLES)
 @settings(deadline=None, max_examples=60)
 @given(turns=CONVERSATIONS)
 def test_the_template_gives_the_ids_of_a_conversation(style, plain, chat, turns):
-    """Replies begin with a letter here: white space there could join that of the prompt."""
-    turns = [Turn(turn.role, f"x{turn.content}", turn.input) for turn in turns]
+    """The last reply begins with a letter here: it is encoded apart, and white space could join that of the prompt."""
+    turns = [*turns[:-1], Turn(turns[-1].role, f"x{turns[-1].content}", turns[-1].input)]
+    replies = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if replies:
+        turns[replies[-1]] = Turn("assistant", "x" + turns[replies[-1]].content)
     for tokenizer in (plain, chat):
         text = render(PROMPT_STYLES[style].template(tokenizer), turns, reply_follows=False)
         ids, learned = encode_conversation(turns, PROMPT_STYLES[style], tokenizer)
@@ -127,7 +128,7 @@ def test_replies_and_their_ends_are_learned_and_nothing_else(style, plain, chat)
 def test_a_folder_says_its_style(style, tmp_path):
     tokenizer = make_tokenizer(tmp_path / "before", CHAT_TOKENS)
     assert find_style(tokenizer) == PROMPT_STYLES["alpaca"]
-    use_style(PROMPT_STYLES[style], tokenizer)
+    tokenizer = with_style(PROMPT_STYLES[style], tokenizer)
     save_tokenizer(tokenizer, tmp_path / "before")
     again = load_tokenizer(tmp_path / "before")
     assert find_style(again) == PROMPT_STYLES[style]
@@ -137,7 +138,7 @@ def test_a_folder_says_its_style(style, tmp_path):
 
 def test_another_template_in_the_configuration_gives_way(tmp_path):
     tokenizer = make_tokenizer(tmp_path, chat_template="{{ messages[0]['content'] }}", pad_token="<|endoftext|>")
-    use_style(PROMPT_STYLES["chatml"], tokenizer)
+    tokenizer = with_style(PROMPT_STYLES["chatml"], tokenizer)
     save_tokenizer(tokenizer, tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     assert "chat_template" not in settings and settings["pad_token"] == "<|endoftext|>"

@@ -15,7 +15,7 @@ from test_referee_tokenizer import Folder, random_text
 from tinyft import generate, load_model_and_tokenizer, load_tokenizer, save_model, save_tokenizer
 from tinyft.data.entries import Entry, Turn
 from tinyft.data.instructions import InstructionSet
-from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, use_style
+from tinyft.data.prompts import PROMPT_STYLES, encode_conversation, encode_prompt, end_of_reply, find_style, with_style
 from tinyft.losses import IGNORE
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[referees]')")
@@ -25,6 +25,8 @@ CONVERSATIONS = [
     (Turn("user", "What is the capital of France?"), Turn("assistant", "Paris.")),
     (Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", "1"), Turn("user", "Größe?", "東京 🙂"),
      Turn("assistant", "The cat sat, and\n\n sat."), Turn("user", "   "), Turn("assistant", "x")),
+    (Turn("user", "a"), Turn("assistant", "\n\n\n x \n\n"), Turn("user", "\n\nb"), Turn("assistant", "  "),
+     Turn("user", ""), Turn("assistant", "y  ")),
     (Turn("assistant", "Hello."), Turn("user", "Say <|endoftext|> or [PAD]"), Turn("assistant", "a<|im_end|>b\n")),
 ]
 
@@ -42,9 +44,10 @@ def chat_ids(tokenizer, turns, **options) -> list[int]:
 @pytest.mark.parametrize("added", [(), CHAT_TOKENS], ids=["plain", "chat-tokens"])
 def test_apply_chat_template_gives_our_ids(style, added, tmp_path):
     ours = make_tokenizer(tmp_path / "source", added)
-    use_style(PROMPT_STYLES[style], ours)
+    ours = with_style(PROMPT_STYLES[style], ours)
     (tmp_path / "saved").mkdir()
     save_tokenizer(ours, tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "gpt2"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     for turns in CONVERSATIONS:
         assert chat_ids(theirs, turns) == encode_conversation(turns, PROMPT_STYLES[style], ours)[0]
@@ -70,11 +73,11 @@ def test_saved_tokenizers_of_random_settings_are_read_alike(seed, tmp_path):
             continue
         read += 1
         style = PROMPT_STYLES[str(rng.choice(list(PROMPT_STYLES)))]
-        use_style(style, ours)
-        save_tokenizer(ours, saved)
-        (saved / "config.json").write_bytes((source / "config.json").read_bytes())
+        ours = with_style(style, ours)
+        save_model(make_model(vocab_size=700, n_embd=2, n_head=1, n_layer=1), ours, saved)
         for path in source.iterdir():
-            assert (saved / path.name).read_bytes() == path.read_bytes()
+            if path.name != "config.json":
+                assert (saved / path.name).read_bytes() == path.read_bytes()
         again, theirs = load_tokenizer(saved), transformers.AutoTokenizer.from_pretrained(saved)
         assert find_style(again) == style
         turns = (Turn("user", random_text(rng)),)

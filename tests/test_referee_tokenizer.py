@@ -67,6 +67,8 @@ class Folder:
         config = {"model_type": "gpt2", "vocab_size": 700}
         if chance(rng, 0.3):
             config["eos_token_id"] = int(rng.integers(0, 350))
+        if self.class_in_config:
+            config["tokenizer_class"] = self.class_in_config
         self.files["config.json"] = config
 
     def vocabulary(self):
@@ -141,6 +143,11 @@ class Folder:
             self.files["special_tokens_map.json"] = {
                 name: settings.pop(name) for name in list(settings) if name.endswith("_token") and chance(rng, 0.7)
                 and not name.startswith("add_")}
+        if chance(rng, 0.1):
+            settings["image_token"] = str(rng.choice(self.specials))
+        if "special_tokens_map.json" in self.files and chance(rng, 0.3):
+            self.files["special_tokens_map.json"]["additional_special_tokens"] = [str(s) for s in self.specials[::-2]]
+        self.class_in_config = settings.pop("tokenizer_class", None) if chance(rng, 0.15) else None
         if chance(rng, 0.85):
             self.files["tokenizer_config.json"] = settings
         self.settings = settings
@@ -222,6 +229,7 @@ def test_the_ids_of_transformers_or_a_refusal(seed, tmp_path):
                 assert got == wanted, (folder, text, whole, {k: v for k, v in made.files.items() if k not in
                                                             ("tokenizer.json", "vocab.json", "merges.txt")})
                 equal += 1
-        if theirs.eos_token_id is not None and theirs.eos_token_id < 700:
-            assert ours.eot_token == theirs.eos_token_id
+        if theirs.eos_token_id is not None and theirs.eos_token_id < 700:  # an invented one may give way to the model's
+            assert ours.eot_token in (theirs.eos_token_id, made.files["config.json"].get("eos_token_id"))
+            assert ours.eot_token == theirs.eos_token_id or theirs.eos_token_id not in made.vocab.values()
     assert equal > 300 and read > 15

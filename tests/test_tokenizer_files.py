@@ -7,10 +7,10 @@ import json
 from itertools import pairwise
 
 import pytest
-from small import byte_symbols, learn_merges, write_tokenizer
+from small import byte_symbols, learn_merges, make_model, write_tokenizer
 from test_tokenizer import encode_by_the_book, refusal
 
-from tinyft import load_tokenizer, save_tokenizer
+from tinyft import load_tokenizer, save_model, save_tokenizer
 from tinyft.tokenizer_files import TOKENIZER_FILES
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -331,3 +331,50 @@ def test_files_go_back_byte_for_byte(tmp_path):
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {
         path.name: path.read_bytes() for path in source.iterdir()}
     assert {path.name for path in target.iterdir()} <= set(TOKENIZER_FILES)
+
+
+# ---- what the folder that is saved must say
+
+
+def test_the_class_that_config_json_names_is_said_again(tmp_path):
+    """Else the saved folder would be cut as GPT-2 cuts, whatever its tokenizer.json says."""
+    write_whole(tmp_path / "source", pre_tokenizer=BYTE_LEVEL | {"add_prefix_space": True})
+    write_json(tmp_path / "source" / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
+    write_json(tmp_path / "source" / "config.json",
+               {"model_type": "gpt2", "tokenizer_class": "PreTrainedTokenizerFast"})
+    tokenizer = load_tokenizer(tmp_path / "source")
+    assert tokenizer.prefix_space
+    save_model(make_model(), tokenizer, tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.prefix_space and again.encode("the cat") == tokenizer.encode("the cat")
+
+
+def test_an_assumed_end_that_nobody_trained_gives_way_to_the_models(tmp_path):
+    vocab = write_tokenizer(tmp_path)
+    vocab = {("</s>" if token == "<|endoftext|>" else token): id for token, id in vocab.items()}
+    write_json(tmp_path / "vocab.json", vocab)
+    write_json(tmp_path / "config.json", {"vocab_size": len(vocab) + 32, "eos_token_id": vocab["</s>"]})
+    assert load_tokenizer(tmp_path).eot_token == vocab["</s>"]
+
+
+@pytest.mark.parametrize("regex", [r"^[a-z ]+|\S|\s", r"\p{L}*|\s", r"a?+|\S|\s+", "a|b|", r"\p{L}{2}{2}|\S|\s",
+                                   r"(?i:\p{Lu})+|\S|\s", r"(?=a)|\S|\s+", r"(?<=a)b|\S|\s", r"\s*|\S+"])
+def test_expressions_that_two_engines_read_differently_are_refused(regex, tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    steps = [split, BYTE_LEVEL | {"use_regex": False}]
+    write_whole(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+    assert "could mean something else" in refusal(tmp_path)
+
+
+def test_named_tokens_are_numbered_before_those_without_a_name(tmp_path):
+    vocab = write_tokenizer(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"additional_special_tokens": ["<a>"], "image_token": "<b>"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.token_id("<b>"), tokenizer.token_id("<a>")) == (len(vocab), len(vocab) + 1)
+
+
+def test_two_files_that_list_other_tokens_are_refused(tmp_path):
+    write_tokenizer(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"additional_special_tokens": ["<a>"]})
+    write_json(tmp_path / "special_tokens_map.json", {"additional_special_tokens": ["<b>"]})
+    assert "list other additional tokens" in refusal(tmp_path)

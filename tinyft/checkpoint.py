@@ -16,6 +16,7 @@ from .gpt2 import GPT2
 from .model_config import config_values, read_config
 from .optim import AdamW
 from .safetensors_file import read_header, read_tensors
+from .tensor import Tensor
 from .tokenizer import Tokenizer
 from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .train import Progress
@@ -130,7 +131,7 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
     tokens, ends = _special_ids(tokenizer), list(tokenizer.stop_tokens)
     contents = {
         **tokenizer_files(tokenizer),
-        "config.json": to_json(config_values(model.config, dtype) | tokens).encode(),
+        "config.json": to_json(config_values(model.config, dtype) | tokens | tokenizer.in_config).encode(),
         "generation_config.json": to_json(tokens | {"eos_token_id": ends if len(ends) > 1 else ends[0]}).encode(),
     }
     tensors = {full_name(name): np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
@@ -157,7 +158,10 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Progress, settings: dict) -> None:
-    """Everything that it takes to go on later: weights, both moments, progress. One file, whole or not at all."""
+    """What it takes to go on later: trainable weights, both moments, progress. One file, whole or not at all.
+
+    Frozen weights stand in the model that the run started from.
+    """
     tensors = {}
     for name, parameter in optimizer.parameters.items():
         tensors |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}
@@ -169,8 +173,13 @@ def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Pro
 
 def model_fingerprint(model: GPT2) -> str:
     """A short hash of the first weights of every parameter, to tell whether two runs start from the same model."""
+    return weights_fingerprint(dict(model.named_parameters()))
+
+
+def weights_fingerprint(parameters: dict[str, Tensor]) -> str:
+    """The same of some parameters by name."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         digest.update(f"{name} {parameter.data.shape}".encode() + parameter.data.ravel()[:256].tobytes())
     return digest.hexdigest()[:16]
 

@@ -66,6 +66,8 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 def read_text(path: str | os.PathLike) -> str:
     """Read a UTF-8 file; OSError or ValueError with the path in it."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, expected a file")
     return decode_text(Path(path).read_bytes(), path)
 
 

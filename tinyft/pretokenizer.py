@@ -1,4 +1,4 @@
-"""How tokenizer.json says that text is cut into words, in a form that tiktoken takes; or why that can't be had.
+"""How tokenizer.json says that text is cut into words, in a form that tiktoken takes; or why there is none.
 
 Both engines cut by a regular expression, with backtracking, but they read some expressions differently, and the
 tokenizers library can do much besides. So what is known to mean the same is taken, and nothing else.
@@ -20,9 +20,10 @@ KNOWN_SPLITS = {
         r"\s*[\r\n]+|\s+(?!\S)|\s+",
     )},
 }
-# Other patterns are taken if they are made of nothing but these, which mean the same in both engines.
-PLAIN_PATTERN = re.compile(r"(?:\\p\{(?:L|N|Lu|Ll|Lo|M|P|S|Z)\}|\\[sSrnt]|\(\?!\\[sS]\)|\(\?:|[()|?*\[\]^]|\+(?!\+)|"
-                           r"\{\d+(?:,\d*)?\}(?!\+)| |[a-zA-Z0-9'\"!#%&,;:<>=@_~/-])+")
+# Other patterns are taken if they are made of nothing but these, which mean the same in both engines: classes, plain
+# characters, groups without a question mark, negative lookahead for space, and one quantifier at a time.
+PLAIN_PATTERN = re.compile(r"(?:\\p\{(?:L|N|Lu|Ll|Lo|M|P|S|Z)\}|\\[sSrnt]|\(\?!\\[sS]\)|\(\?:|\((?!\?)|[)|\]]|\[\^?|"
+                           r"(?:[?*+]|\{\d+(?:,\d*)?\})(?![?*+{])|[a-zA-Z0-9 '\"!#%&,;:<>=@_~/-])+")
 
 
 def how_text_is_cut(where: str, whole: dict | None, by_file: bool, settings: dict) -> tuple[str, bool]:
@@ -56,6 +57,7 @@ def how_text_is_cut(where: str, whole: dict | None, by_file: bool, settings: dic
 
 
 def named(part) -> str:
+    """What a part of tokenizer.json calls itself, for messages."""
     if part is None:
         return "null"
     return part.get("type", "?") if isinstance(part, dict) else repr(part)
@@ -75,6 +77,14 @@ def _split(told: str, step: dict) -> str:
         raise ValueError(f"{told}: {named(step)}, expected a Split by a Regex with behavior Isolated and invert false")
     if regex in KNOWN_SPLITS:
         return KNOWN_SPLITS[regex]
-    if not PLAIN_PATTERN.fullmatch(regex) or regex.count("(?!") != len(re.findall(r"\(\?!\\[sS]\)", regex)):
+    if not PLAIN_PATTERN.fullmatch(regex) or _may_be_empty(regex):
         raise ValueError(f"{told}: the Regex {regex!r} could mean something else here")
     return f"{regex}|(?:(?!{regex})[\\s\\S])+"
+
+
+def _may_be_empty(regex: str) -> bool:
+    """Whether an expression of `PLAIN_PATTERN` matches nothing at all, which the engines treat differently."""
+    try:
+        return re.fullmatch(re.sub(r"\\p\{\w+\}", r"\\w", regex), "") is not None  # Python lacks \p{...}
+    except re.error:
+        return True

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import load_model, load_training_state, save_model, save_training_state
+from .checkpoint import (
+    check_training_state,
+    load_model,
+    load_training_state,
+    save_model,
+    save_training_state,
+    weights_fingerprint,
+)
+from .data.prompts import with_style
 from .files import make_writable_folder
 from .gpt2 import GPT2, GPT2Config
 from .inference.generate import generate
@@ -37,7 +45,7 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
                          "choose an --output-dir elsewhere")
     if resume and not (folder / STATE).exists():
         raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
-                         "run without --resume")
+                         "start anew without --resume, with --overwrite if the folder holds a run")
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and not (resume or overwrite):
         go_on = "go on with it (--resume), " if STATE in found else ""
@@ -61,6 +69,18 @@ def warm_up() -> None:
     list(generate(model, ids[0], max_new_tokens=2))
 
 
+def _identity(model: GPT2, settings: Settings, identity: dict | None) -> dict:
+    """What a resumed run must have in common with the one it goes on with; the state holds no frozen weights."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    of_frozen = {"frozen weights": weights_fingerprint(frozen) if frozen else "none"}
+    return (identity or {}) | asdict(settings) | of_frozen
+
+
+def check_resumable(folder: str | os.PathLike, model: GPT2, settings: Settings, identity: dict | None = None) -> None:
+    """ValueError unless the run in a folder can be gone on with, with these settings; as `fit` would say."""
+    check_training_state(Path(folder) / STATE, _identity(model, settings, identity))
+
+
 def fit(
     model: GPT2,
     tokenizer: Tokenizer,
@@ -80,9 +100,10 @@ def fit(
 
     validation: None, or a set without target tokens, keeps the last weights, since no others are known to be
     better. folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every
-    `state_minutes`, at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`.
-    identity: what else, besides the settings, a resumed run must have in common with the one it goes on with
-    (data, seed, ...). on_evaluation: called after each evaluation, to show a sample reply, say.
+    `state_minutes`, at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`. If the
+    training set has a prompt style, the saved folder says so. identity: what else, besides the settings, a resumed run
+    must have in common with the one it goes on with (data, seed, ...). on_evaluation: called after each evaluation, to
+    show a sample reply, say.
 
     Ctrl-C lets the current step or the saving at the end finish, saves the state and raises KeyboardInterrupt;
     a second one acts at once. From here on the whole process keeps the memory that it frees for its next
@@ -94,9 +115,11 @@ def fit(
     keep_freed_memory()
     optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
     progress, state = Progress(), folder / STATE
-    same = (identity or {}) | asdict(settings)
+    if (style := getattr(training, "style", None)) is not None:  # the folder will say how its model is asked
+        tokenizer = with_style(style, tokenizer)
+    same = _identity(model, settings, identity)
     if resume and not state.exists():
-        raise ValueError(f"{state} is missing, so there is nothing to resume; run without --resume")
+        raise ValueError(f"{state} is missing, so there is nothing to resume; start anew without --resume")
     if resume:
         progress = load_training_state(state, optimizer, same)
     else:

@@ -396,8 +396,9 @@ def is_recording() -> bool:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Within this block ops record nothing: for evaluation and generation. Other threads go on as they do."""
-    before = _recording.set(False)
+    before = _recording.get()
+    _recording.set(False)
     try:
         yield
-    finally:
-        _recording.reset(before)
+    finally:  # set, not reset: a generator may be left in another context than it was entered in
+        _recording.set(before)

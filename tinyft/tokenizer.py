@@ -7,7 +7,7 @@ reads all that from the folder.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import tiktoken
@@ -49,10 +49,10 @@ class _Finder:
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)))
 
-    def cut(self, text: str) -> list[str | int]:
-        """Ids of tokens, and the pieces of text between them."""
+    def cut(self, text: str) -> list[tuple[str | int, int, int]]:
+        """Ids of tokens, and the pieces of text between them, each with where it begins and ends."""
         if not self.tokens:
-            return [text] if text else []
+            return [(text, 0, len(text))] if text else []
         pieces, done = [], 0
         for match in self.pattern.finditer(text):
             (token, id), start, end = self.tokens[match[0]], match.start(), match.end()
@@ -63,11 +63,11 @@ class _Finder:
             if token.rstrip:
                 end = re.compile(f"[{SPACE}]*").match(text, end).end()
             if done < start:
-                pieces.append(text[done:start])
+                pieces.append((text[done:start], done, start))
             if start < end:  # else the token before it has taken it all along, as white space
-                pieces.append(id)
+                pieces.append((id, start, end))
             done = end
-        return [*pieces, text[done:]] if done < len(text) else pieces
+        return [*pieces, (text[done:], done, len(text))] if done < len(text) else pieces
 
 
 def _is_word(character: str) -> bool:
@@ -100,15 +100,21 @@ def byte_symbols() -> dict[int, str]:
 BYTE_OF = {symbol: byte for byte, symbol in byte_symbols().items()}
 
 
-def _last_merge(token: str, places: dict[tuple[str, str], int]) -> tuple[str, str] | None:
-    """The pair that a token is merged from when its symbols are merged in order; None where they don't get there."""
+def _last_merge(token: str, place_of: Callable[[str, str], int | None]) -> tuple[str, str] | None:
+    """The pair that a token is merged from when its symbols are merged in order; None where they don't get there.
+
+    place_of: the place in that order of merging two neighbours, None where they don't merge.
+    """
     parts = list(token)
-    while len(parts) > 2:
-        place, at = min((places.get((parts[i], parts[i + 1]), len(places)), i) for i in range(len(parts) - 1))
-        if place == len(places):
+    while len(parts) > 1:
+        places = [(place, i) for i in range(len(parts) - 1) if (place := place_of(parts[i], parts[i + 1])) is not None]
+        if not places:
             return None
+        if len(parts) == 2:
+            return parts[0], parts[1]
+        _, at = min(places)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return (parts[0], parts[1]) if len(parts) == 2 and tuple(parts) in places else None
+    return None
 
 
 def merges_for_tiktoken(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Merges:
@@ -121,7 +127,7 @@ def merges_for_tiktoken(vocab: dict[str, int], merges: Sequence[tuple[str, str]]
     places = {pair: place for place, pair in enumerate(merges)}  # of a pair that is listed twice the last place counts
     by_place = {}
     for token in {left + right for left, right in merges}:
-        pair = _last_merge(token, places)
+        pair = _last_merge(token, lambda left, right: places.get((left, right)))
         if pair is not None:
             by_place[places[pair]] = token
     tokens = [*BYTE_OF, *(by_place[place] for place in sorted(by_place))]
@@ -142,9 +148,9 @@ class Tokenizer:
 
     eot_token: the id that ends a text, learned at the end of every reply. stop_tokens: where generation ends, with
     that one. bos_tokens: ids that stand in front of every text (mostly none). n_vocab: the highest id and one.
-    n_rows: ids that the model has rows for; added tokens may lie
-    beyond them as long as no text has them. files: the files it was read from, by name, to be saved as they are.
-    chat_template: what the folder says about how its model is asked, in Jinja, as transformers reads it.
+    n_rows: ids that the model has rows for; added tokens may lie beyond them as long as no text has them. files: the
+    files it was read from, by name, to be saved as they are. chat_template: what the folder says about how its model is
+    asked, in Jinja, as transformers reads it. in_config: what config.json must say for these files to be read so again.
     """
 
     vocab: dict[str, int]
@@ -158,6 +164,7 @@ class Tokenizer:
     pattern: str = PATTERN
     prefix_space: bool = False
     chat_template: str | None = None
+    in_config: dict[str, str] = field(default_factory=dict)
     n_rows: int | None = None
 
     def __post_init__(self):
@@ -179,15 +186,35 @@ class Tokenizer:
         would drop a character, or give an id that the model has no row for.
         """
         ids = list(self.bos_tokens) if add_special_tokens else []
-        begins = not continues
-        for piece in self._raw.cut(text):
-            for part in [piece] if isinstance(piece, int) else self._rest.cut(piece):
-                ids += [part] if isinstance(part, int) else self._ordinary(part, self.prefix_space and begins)
-                begins = True
+        for i, (part, _, _) in enumerate(self._parts(text)):
+            space = self.prefix_space and not (continues and i == 0)
+            ids += [part] if isinstance(part, int) else self._ordinary(part, space)
         if self.n_rows is not None and self.added and max(ids, default=0) >= self.n_rows:
             raise ValueError(f"the text has {self.decode([max(ids)])!r} in it, whose id {max(ids)} is beyond the "
                              f"model's {self.n_rows} rows; remove it from the text or from the tokenizer's tokens")
         return ids
+
+    def _parts(self, text: str) -> list[tuple[str | int, int, int]]:
+        """Ids of added tokens, and the text between them, with places."""
+        parts = []
+        for piece, start, end in self._raw.cut(text):
+            parts += ([(piece, start, end)] if isinstance(piece, int) else
+                      [(part, start + first, start + last) for part, first, last in self._rest.cut(piece)])
+        return parts
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the tokens of `encode(text, add_special_tokens=False)` begin and end, in bytes of the text in UTF-8."""
+        spans, at, done = [], 0, 0  # bytes, characters
+        for part, start, end in self._parts(text):
+            at, done = at + len(text[done:start].encode()), start
+            if isinstance(part, int):
+                spans.append((at, at + len(text[start:end].encode())))
+                continue
+            begin = at - (self.prefix_space and not part.startswith(" "))
+            for id in self._ordinary(part, self.prefix_space):
+                spans.append((begin, begin + len(self._bytes[id])))
+                begin += len(self._bytes[id])
+        return spans
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text in which added tokens are letters like any others, without `bos_tokens`."""
@@ -201,8 +228,11 @@ class Tokenizer:
         except BaseException as error:  # tiktoken's panic, an overflow in its search, is not an Exception
             if type(error).__name__ != "PanicException":
                 raise
-            raise ValueError(f"a text of {len(text)} characters is too much for the tokenizer at once, since it goes "
-                             f"on and on without a break ({text[:20]!r} ...); shorten it") from None
+            raise ValueError(f"the tokenizer's regular expression gives up on a text of {len(text)} characters that "
+                             f"begins with {text[:20]!r}: it is too much for it without a break; shorten it") from None
+        if self.pattern != PATTERN and self._bpe.decode_bytes(ranks) != text.encode():
+            raise ValueError(f"the pre_tokenizer's regular expression passes over characters of {text[:40]!r}; tinyft "
+                             "can't follow it there")
         if self.merges.in_order:
             return ranks
         ids = [self.merges.ids[rank] for rank in ranks]
@@ -247,29 +277,13 @@ def from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
 
     vocab = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
     by_rank = sorted((token for token in vocab if len(token) > 1), key=vocab.__getitem__)
-    merges = [_last_join(token, vocab) for token in by_rank]
+    merges = [_last_merge(token, lambda left, right: vocab.get(left + right)) for token in by_rank]
     vocab |= encoding._special_tokens
     added = {AddedToken(content): id for content, id in encoding._special_tokens.items()}
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     files = {
         "vocab.json": to_json(vocab).encode(),
         "merges.txt": ("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)).encode(),
-        "tokenizer_config.json": tokenizer_config(END_OF_TEXT),
+        "tokenizer_config.json": to_json({"tokenizer_class": "GPT2Tokenizer", **names}).encode(),
     }
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return Tokenizer(vocab, merges_for_tiktoken(vocab, merges), added, encoding.eot_token, files, special_names=names)
-
-
-def tokenizer_config(end_of_text: str) -> bytes:
-    """tokenizer_config.json for a folder that came without one."""
-    return to_json({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end_of_text,
-                    "eos_token": end_of_text, "unk_token": end_of_text}).encode()
-
-
-def _last_join(token: str, ids: dict[str, int]) -> tuple[str, str]:
-    """The pair that tiktoken joins last: merge the symbols by the ids of what they make until two are left."""
-    parts = list(token)
-    while len(parts) > 2:
-        made = [ids.get(parts[i] + parts[i + 1], len(ids)) for i in range(len(parts) - 1)]
-        at = min(range(len(made)), key=made.__getitem__)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]

@@ -23,7 +23,6 @@ from .tokenizer import (
     from_tiktoken,
     merges_for_tiktoken,
     to_bytes,
-    tokenizer_config,
 )
 
 GPT2_VOCABULARY = 50257
@@ -38,6 +37,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     ValueError names the file and the setting that tinyft cannot follow, or that versions of transformers disagree on.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, expected one with a tokenizer: vocab.json and merges.txt, or "
+                         "tokenizer.json")
     try:
         return _load(folder)
     except (KeyError, IndexError, TypeError, AttributeError) as error:  # JSON, but of another shape
@@ -64,14 +66,13 @@ def _load(folder: Path) -> Tokenizer:
     if whole is not None:
         _check_model(where, whole["model"], vocab, ranks)
     pattern, prefix_space = how_text_is_cut(where, whole, by_file, settings)
-    added, names = _added_tokens(folder, settings, whole, by_file)
+    added, names, stated_end = _added_tokens(folder, settings, whole, by_file)
     table = _number(where, added, vocab)
     ends = _ends(folder, config)
-    eot = _end_of_text(folder, names, table, vocab, ends, n_rows)
-    text_of = {id: token.content for token, id in table.items()} | {id: token for token, id in vocab.items()}
-    files.setdefault("tokenizer_config.json", tokenizer_config(text_of[eot]))
+    eot = _end_of_text(folder, names, table, vocab, ends, n_rows, stated_end)
+    declared = {} if settings.get("tokenizer_class") or not by_file else {"tokenizer_class": "PreTrainedTokenizerFast"}
     return Tokenizer(
-        vocab, ranks, table, eot, files, special_names=names,
+        vocab, ranks, table, eot, files, special_names=names, in_config=declared,
         stop_tokens=tuple(end for end in ends if n_rows is None or end < n_rows), pattern=pattern,
         prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table),
         chat_template=_chat_template(folder, settings), n_rows=n_rows,
@@ -95,7 +96,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     tokenizer_config.json is written anew only if it holds another chat template, which some readers would prefer.
     """
     contents = dict(tokenizer.files)
-    settings = json.loads(contents["tokenizer_config.json"])
+    settings = json.loads(contents.get("tokenizer_config.json", b"{}").decode("utf-8-sig"))
     inside = settings.pop("chat_template", None)
     said = contents["chat_template.jinja"].decode("utf-8-sig") if "chat_template.jinja" in contents else inside
     if tokenizer.chat_template is None or tokenizer.chat_template == _default_template(said):
@@ -135,6 +136,8 @@ def _follows_tokenizer_json(folder: Path, settings: dict, config: dict, whole: d
         raise ValueError(f"{where}: split_special_tokens is true, so that special tokens in a text would be letters; "
                          "set it to false")
     kind = str(declared).removesuffix("Fast")
+    if declared is None and not config.get("model_type") and whole is not None:
+        return True
     if declared is None or kind == "GPT2Tokenizer":
         return False
     if kind not in ("PreTrainedTokenizer", "TokenizersBackend"):
@@ -205,8 +208,8 @@ def _check_model(where: str, model: dict, vocab: dict[str, int], merges: Merges)
 
 
 def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool):
-    """Added tokens in the order in which transformers adds them, each (token, id that a file states or None),
-    and the names of special ones, {"eos_token": "<|endoftext|>", ...}.
+    """Added tokens in the order in which transformers adds them, each (token, id that a file states or None), the names
+    of special ones, {"eos_token": "<|endoftext|>", ...}, and whether a file names the end.
     """
     stated: dict[int, AddedToken] = {}
     backend: list[tuple[AddedToken, int | None]] = []
@@ -217,22 +220,28 @@ def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: boo
         for id, entry in _numbered(folder, settings["added_tokens_decoder"]):
             stated[id] = _token(folder / "tokenizer_config.json", entry)
     else:
-        names |= _optional(folder / "special_tokens_map.json")
-        listed = {_content(value) for value in _special_values(folder, names)}
+        mapped = _optional(folder / "special_tokens_map.json")
+        if (here := _extra(names)) and (there := _extra(mapped)) and here != there:
+            raise ValueError(f"{folder}: tokenizer_config.json and special_tokens_map.json list other additional "
+                             f"tokens ({here} and {there}), so that their ids aren't clear; let them say the same")
+        names |= mapped
+        listed = {_content(value) for value in [*(names.get(name, "") for name in TOKEN_NAMES), *_extra(names)]}
         for content, id in _optional(folder / "added_tokens.json").items():
             special = content in listed
             stated[id] = AddedToken(content, special=special, normalized=not special)
         stated |= {id: token for token, id in backend}
+    stated_end = "eos_token" in names
     if not by_file:
         names = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT) | names
     tokens = list(backend) if by_file else []
     tokens += [(stated[id], id) for id in sorted(stated)]
     known = {token.content for token, _ in tokens}
+    stated_end = stated_end or END_OF_TEXT in known
     for value in _special_values(folder, names):  # a text may be named twice, with other flags: then the last counts
         token = _token("tokenizer_config.json", value) if isinstance(value, dict) else AddedToken(_content(value))
         if token.content not in known and (token, None) not in tokens:
             tokens.append((token, None))
-    return tokens, {name: _content(names[name]) for name in TOKEN_NAMES if names.get(name)}
+    return tokens, {name: _content(names[name]) for name in TOKEN_NAMES if names.get(name)}, stated_end
 
 
 def _numbered(folder: Path, decoder) -> list[tuple[int, dict]]:
@@ -249,10 +258,15 @@ def _special_values(folder: Path, names: dict) -> list:
             raise ValueError(f"{folder}: {name} of tokenizer_config.json or special_tokens_map.json is "
                              f"{names[name]!r}, expected a text")
     values = [names[name] for name in TOKEN_NAMES if names.get(name)]
+    values += [value for name, value in names.items()
+               if name.endswith("_token") and name not in TOKEN_NAMES and isinstance(value, str)]
+    return values + _extra(names)
+
+
+def _extra(names: dict) -> list:
+    """Special tokens that have no name of their own."""
     extra = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
-    values += list(extra.values()) if isinstance(extra, dict) else list(extra)
-    return values + [value for name, value in names.items()
-                     if name.endswith("_token") and name not in TOKEN_NAMES and isinstance(value, str)]
+    return list(extra.values()) if isinstance(extra, dict) else list(extra)
 
 
 def _content(value) -> str:
@@ -325,16 +339,23 @@ def _ends(folder: Path, config: dict) -> list[int]:
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(end) is int and end >= 0 for end in ends):
-        raise ValueError(f"{folder / 'generation_config.json'}: eos_token_id is {ends}, expected an id or a list")
+        where = folder / ("generation_config.json" if "eos_token_id" in generation else "config.json")
+        raise ValueError(f"{where}: eos_token_id is {ends}, expected an id or a list")
     return ends
 
 
 def _end_of_text(folder: Path, names: dict[str, str], table: dict[AddedToken, int], vocab: dict[str, int],
-                 ends: list[int], n_rows: int | None) -> int:
-    """The id that ends a text: the tokenizer's, or else the model's."""
+                 ends: list[int], n_rows: int | None, stated: bool) -> int:
+    """The id that ends a text: the tokenizer's, or else the model's.
+
+    stated: whether a file names the tokenizer's. GPT-2's own name, assumed where none does, comes last if the
+    vocabulary doesn't have it: it would be a token that nobody has trained.
+    """
     ids = vocab | {token.content: id for token, id in table.items()}
-    candidates = [ids[names["eos_token"]]] if "eos_token" in names else []
-    candidates += [end for end in ends if end in ids.values()]
+    named = [ids[names["eos_token"]]] if "eos_token" in names else []
+    of_model = [end for end in ends if end in ids.values()]
+    assumed = bool(named) and not stated and names["eos_token"] not in vocab
+    candidates = of_model + named if assumed else named + of_model
     for id in candidates:
         if n_rows is None or id < n_rows:
             return id
@@ -356,5 +377,8 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
 def _default_template(template) -> str | None:
     """tokenizer_config.json holds one template, or a list of named ones."""
     if isinstance(template, list):
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
+        template = {entry["name"]: entry["template"] for entry in template}.get("default", template)
+    if template is not None and not isinstance(template, str):
+        raise ValueError("tokenizer_config.json: chat_template is expected to be a text, or a list of templates by "
+                         "name with one called default")
+    return template

@@ -73,7 +73,7 @@ class JinjaStyle:
             messages.append(message)
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=reply_follows, **self.variables)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except Exception as error:  # a template is a program: whatever it raises
             raise ValueError(f"{self.where} can't write down a conversation of "
                              f"{', '.join(turn.role for turn in turns)}: {error}") from None
 
@@ -88,6 +88,10 @@ class JinjaStyle:
 
     def pieces(self, turns: Sequence[Turn], *, reply_follows: bool = False) -> list[tuple[str, bool]]:
         """The conversation as (text, whether it is a reply), without what ends the replies."""
+        n_replies = sum(turn.role == "assistant" for turn in turns)
+        if self.end is None and n_replies > (0 if reply_follows else 1):
+            raise ValueError(f"{self.where} puts no token of the tokenizer behind a reply, so that several turns run "
+                             "into each other; let it write eos_token there")
         pieces, done, pending = [], "", ""
         for i, turn in enumerate(turns):
             if turn.role != "assistant":

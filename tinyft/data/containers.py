@@ -49,7 +49,7 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> list[A
         numbered = [(f", entry {number}", item) for number, item in enumerate(objects, 1)]
         found = ((place, _repeated(item)) for place, item in [*numbered, ("", values)])
         place, inside = next(pair for pair in found if pair[1] is not None)
-        raise ValueError(f"{path}{place}: the key {inside.name!r} stands there twice; remove one")
+        raise ValueError(f"{path}{place}: the key {inside.name!r} occurs twice; remove one")
     return objects
 
 
@@ -107,7 +107,7 @@ def _read_arrow(content: bytes, path: Path) -> list[dict]:
         table.validate(full=True)  # offsets of a damaged file can point anywhere
         repeated = [name for i, name in enumerate(table.column_names) if name in table.column_names[:i]]
         if repeated:
-            raise ValueError(f"the column {repeated[0]!r} stands there twice")
+            raise ValueError(f"the column {repeated[0]!r} occurs twice")
         return table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a whole Parquet or Arrow file ({_one_line(error)})") from None
@@ -117,7 +117,7 @@ def _read_arrow(content: bytes, path: Path) -> list[dict]:
 
 
 class _WithRepeatedKey(dict):
-    """An object with a key that stands twice. In which entry it stands is only known later."""
+    """An object with a key that occurs twice. In which entry it stands is only known later."""
 
     name = ""
 
@@ -127,7 +127,7 @@ def _constant(name: str) -> float | Number:
 
 
 def _repeated(value) -> _WithRepeatedKey | None:
-    """The first object with a key that stands twice, at any depth."""
+    """The first object with a key that occurs twice, at any depth."""
     stack = [value]
     while stack:
         value = stack.pop()
@@ -139,7 +139,7 @@ def _repeated(value) -> _WithRepeatedKey | None:
 
 
 def _parse_json(text: str, path: Path) -> tuple[list[Any], bool]:
-    """All JSON values that stand one after the other in a text, and whether a key stands twice in some object."""
+    """All JSON values that stand one after the other in a text, and whether a key occurs twice in some object."""
     repeated = False
 
     def make_object(pairs: list[tuple[str, Any]]) -> dict:
@@ -218,7 +218,7 @@ def _names(columns: Mapping[str, str] | None) -> set[str]:
 
 def _rows(header: list, rows: list[list], where: str) -> list[dict]:
     if len(set(map(str, header))) < len(header):
-        raise ValueError(f"{where}: a column stands twice among {quoted(header)}")
+        raise ValueError(f"{where}: a column occurs twice among {quoted(header)}")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise ValueError(f"{where}, entry {number}: {len(row)} values, expected {len(header)} as in 'columns'")
@@ -280,7 +280,7 @@ def _read_csv(text: str, delimiter: str, path: Path) -> list[dict[str, str]]:
                 header = row
                 repeated = [name for i, name in enumerate(header) if name in header[:i]]
                 if repeated:
-                    raise ValueError(f"{path}: the column {repeated[0]!r} stands twice in the header; rename one")
+                    raise ValueError(f"{path}: the column {repeated[0]!r} occurs twice in the header; rename one")
             elif row:
                 surplus = row[len(header) :]
                 if len(row) < len(header) or any(surplus):

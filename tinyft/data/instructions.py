@@ -58,34 +58,32 @@ class InstructionSet:
 
     Entries that leave nothing of a reply to learn are left out: an empty reply, or a prompt longer than max_length.
     prompt_style: a name, a style, or None for the tokenizer's own. end_marker: what to do with an end of text that is
-    written out at the end of a reply, "<|endoftext|>" or the tokenizer's own: "strip" it, "keep" it as the token that
-    it is, or "refuse" it.
+    written out at the end of a reply, "<|endoftext|>" or the tokenizer's own: "strip" it, "keep" it as a token, or
+    "refuse" it. Within a reply it is always the token that it stands for.
 
     For a report: `dropped` lists the indices of entries left out and `reasons` counts why, `cut` counts those that lose
     their end at max_length, and `end_markers` those with a written end.
     """
 
-    def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str | Style | None = "alpaca",
+    def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str | Style | None = None,
                  mask_prompt: bool = False, max_length: int, end_marker: str = "strip"):
         if end_marker not in END_MARKER_CHOICES:
             raise ValueError(f"end_marker is {end_marker!r}, expected one of {', '.join(END_MARKER_CHOICES)}")
-        self.style = find_style(tokenizer, prompt_style) if prompt_style is None or isinstance(prompt_style, str) \
-            else prompt_style
+        self.style = find_style(tokenizer, prompt_style)
         self.padding, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
-        markers = end_markers(self.style, tokenizer)
         self.examples, self.dropped, self.reasons, self.cut, self.end_markers = [], [], Counter(), 0, 0
         for i, entry in enumerate(entries):
-            without = strip_end_markers(entry, markers)
+            without = handle_end_markers(entry, self.style, tokenizer, keep=end_marker == "keep")
             if without is not entry:
                 self.end_markers += 1
                 if end_marker == "refuse":
-                    raise ValueError(f"entry {i + 1}: a reply ends with an end of text that is written out "
-                                     f"({entry.output[-40:]!r}); remove it, or choose --end-marker strip")
-                entry = without if end_marker == "strip" else entry
+                    raise ValueError(f"the entry that asks {entry.instruction[:60]!r} has an end of text written out "
+                                     f"in a reply ({entry.output[-40:]!r}); remove it, or choose --end-marker strip")
+                entry = without
             try:
                 example = encode(entry, self.style, tokenizer)
             except ValueError as error:
-                raise ValueError(f"entry {i + 1}: {error}") from None
+                raise ValueError(f"the entry that asks {entry.instruction[:60]!r}: {error}") from None
             reason = _why_not(entry, example, max_length)
             if reason is None:
                 self.examples.append(example)
@@ -139,23 +137,29 @@ def _why_not(entry: Entry, example: Example, max_length: int) -> str | None:
     return None
 
 
-def end_markers(style: Style, tokenizer: Tokenizer) -> set[str]:
-    """Texts that stand for the end of a reply where data have it written out."""
-    return {END_OF_TEXT, tokenizer.decode([tokenizer.eot_token]), end_of_reply(style, tokenizer)[0]}
+def handle_end_markers(entry: Entry, style: Style, tokenizer: Tokenizer, *, keep: bool = False) -> Entry:
+    """The entry with ends of text that are written out in its replies as tokens; the same entry where there are none.
 
+    Those at the end of a reply are left out, but for keep. A marker that is no token of this tokenizer, so that it
+    would be learned letter by letter, becomes the end of a reply that it stands for.
+    """
+    end, _ = end_of_reply(style, tokenizer)
+    markers = {END_OF_TEXT, tokenizer.decode([tokenizer.eot_token]), end}
+    foreign = [marker for marker in markers if tokenizer.token_id(marker) is None]
 
-def strip_end_markers(entry: Entry, markers: set[str]) -> Entry:
-    """The entry without an end of text that is written out at the end of a reply; the same entry where none is."""
-    turns = tuple(replace(turn, content=_strip(turn.content, markers)) if turn.role == "assistant" else turn
+    def handled(text: str) -> str:
+        stripped = text
+        while (marker := next((m for m in markers if m and stripped.rstrip().endswith(m)), None)) is not None:
+            stripped = stripped.rstrip().removesuffix(marker).rstrip()
+        text = stripped if not keep else text
+        for marker in foreign:
+            text = text.replace(marker, end)
+        return text
+
+    turns = tuple(replace(turn, content=handled(turn.content)) if turn.role == "assistant" else turn
                   for turn in entry.turns)
-    return entry if turns == entry.turns else replace(entry, turns=turns)
-
-
-def _strip(text: str, markers: set[str]) -> str:
-    stripped = text
-    while (marker := next((marker for marker in markers if stripped.rstrip().endswith(marker)), None)) is not None:
-        stripped = stripped.rstrip().removesuffix(marker)
-    return stripped
+    marked = any(marker in turn.content for turn in entry.turns if turn.role == "assistant" for marker in markers)
+    return replace(entry, turns=turns) if marked else entry
 
 
 def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,

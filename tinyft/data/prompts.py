@@ -5,6 +5,7 @@ transformers (`apply_chat_template`) and llama.cpp read; a message may have an `
 `chat_template.py` is for templates of others.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class PromptStyle:
 
 def _quoted(text: str) -> str:
     """A literal of Jinja, which has the escapes of JSON."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _around(name: str, before: str, behind: str) -> str:
@@ -122,11 +123,14 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
 }
 
 
-def find_style(tokenizer: Tokenizer, name: str | None = None) -> Style:
+def find_style(tokenizer: Tokenizer, name: "str | Style | None" = None) -> Style:
     """A style by its name or by a file with a chat template; without either, what the model's folder says, or Alpaca's.
 
-    ValueError if there is no such style, or its template needs jinja2 and that is not installed.
+    A style itself is passed through. ValueError if there is no such style, or its template needs jinja2 and that is not
+    installed.
     """
+    if name is not None and not isinstance(name, str):
+        return name
     if name in PROMPT_STYLES:
         return PROMPT_STYLES[name]
     if name is not None:
@@ -142,12 +146,13 @@ def find_style(tokenizer: Tokenizer, name: str | None = None) -> Style:
     return JinjaStyle(tokenizer.chat_template, tokenizer, "the model's chat template")
 
 
-def use_style(style: Style, tokenizer: Tokenizer) -> None:
-    """Let a tokenizer, and the folder it is saved into, say that its model is asked in this style."""
-    tokenizer.chat_template = style.template(tokenizer)
+def with_style(style: Style, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, saying that its model is asked in this style, as the folder will that it is saved into."""
+    styled = copy.copy(tokenizer)
+    styled.chat_template = style.template(tokenizer)
     _, end = end_of_reply(style, tokenizer)
-    if end not in tokenizer.stop_tokens:
-        tokenizer.stop_tokens += (end,)
+    styled.stop_tokens = tuple(dict.fromkeys((*tokenizer.stop_tokens, end)))
+    return styled
 
 
 def end_of_reply(style: Style, tokenizer: Tokenizer) -> tuple[str, int]:
@@ -168,14 +173,20 @@ def encode_conversation(turns: Sequence[Turn], style: Style, tokenizer: Tokenize
                         reply_follows: bool = False) -> tuple[list[int], list[bool]]:
     """Ids of a conversation, and which of them are to be learned: those of replies, each with its end.
 
-    A prompt and the reply to it are encoded apart and joined, so that training sees the very ids that inference sees.
+    What stands before the last reply is encoded as one text, as a template has it done; that reply apart from it, since
+    inference adds it token by token. So training sees the very ids that inference sees.
     """
     end, end_id = end_of_reply(style, tokenizer)
     as_text = tokenizer.token_id(end) == end_id  # found in text, together with the white space that it may take along
-    ids, learned = [], []
     pieces = style.pieces(turns, reply_follows=reply_follows)
     if pieces and isinstance(style, PromptStyle):  # found in the text like any added token, as a template has it done
         pieces[0] = (tokenizer.decode(tokenizer.bos_tokens) + pieces[0][0], False)
+    ids, learned = [], []
+    if as_text:
+        replies = [i for i, (_, is_reply) in enumerate(pieces) if is_reply]
+        last = len(pieces) if reply_follows else replies[-1] if replies else 0
+        ids, learned = _encode_history(pieces[:last], end, tokenizer)
+        pieces = pieces[last:]
     for text, is_reply in pieces:
         if is_reply:
             joined = bool(ids) and ids[-1] not in tokenizer.added.values()
@@ -187,3 +198,20 @@ def encode_conversation(turns: Sequence[Turn], style: Style, tokenizer: Tokenize
         ids += new
         learned += [is_reply] * len(new)
     return ids, learned
+
+
+def _encode_history(pieces: Sequence[tuple[str, bool]], end: str,
+                    tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """Pieces, with `end` behind the replies, as one text; learned is each token that touches a reply."""
+    text, replies, at = "", [], 0
+    for piece, is_reply in pieces:
+        piece += end * is_reply
+        size = len(piece.encode())
+        if is_reply:
+            replies.append((at, at + size))
+        text, at = text + piece, at + size
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not replies:
+        return ids, [False] * len(ids)
+    return ids, [any(begin < reply_end and reply_begin < stop for reply_begin, reply_end in replies)
+                 for begin, stop in tokenizer.spans(text)]

@@ -14,18 +14,20 @@ from .schemas import Account, check_columns, quoted, to_entry
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-def read_entries(paths: Paths, columns: Mapping[str, str] | None = None) -> list[Entry]:
+def read_entries(paths: Paths, columns: Mapping[str, str] | None = None,
+                 max_entries: int | None = None) -> list[Entry]:
     """Entries of one or several files; see `read_with_account`, which also tells what became of each."""
-    return read_with_account(paths, columns)[0]
+    return read_with_account(paths, columns, max_entries)[0]
 
 
-def read_with_account(paths: Paths, columns: Mapping[str, str] | None = None) -> tuple[list[Entry], Account]:
+def read_with_account(paths: Paths, columns: Mapping[str, str] | None = None,
+                      max_entries: int | None = None) -> tuple[list[Entry], Account]:
     """Entries of one or several files in their order, and what was dropped, changed and ignored.
 
     paths: a file, a pattern such as "data/*.jsonl", the name of a data set on the Hugging Face hub ("owner/name",
     "owner/name:split"), or a list of these. What a file is, is told by its content (containers.py), which form an
     entry has, by its keys (schemas.py). columns: a mapping of one's own, our name -> the file's key, see
-    `parse_columns`.
+    `parse_columns`. max_entries: read no more than the first of each file.
 
     An entry without a reply to learn, or with nothing asked, is dropped and counted. ValueError in one line names
     the file and the entry, counted from 1 in each file, that cannot be read, and what to do.
@@ -39,7 +41,7 @@ def read_with_account(paths: Paths, columns: Mapping[str, str] | None = None) ->
         objects = read_objects(path, columns)
         if not objects:
             raise ValueError(f"{path}: no entries in it")
-        read[path] = objects
+        read[path] = objects = objects[:max_entries]
         for item in objects:
             keys.update(dict.fromkeys(item) if isinstance(item, dict) else {})
     for name, key in (columns or {}).items():

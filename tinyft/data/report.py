@@ -21,7 +21,7 @@ def describe(account: Account, entries: Sequence[Entry], lengths: Sequence[int] 
     account, entries: what `read_with_account` returned. Of the tokenised examples, where there are any: lengths and
     targets (N,), tokens of each example before anything is cut, and how many of them are learned; max_length, the limit
     in tokens; cut, the number of replies that lose their end there; end_markers, the number of entries with an end of
-    text that is written out behind a reply; dropped, reason -> entries that were left out when they became tokens.
+    text that is written out in a reply; dropped, reason -> entries that were left out when they became tokens.
     Parts that have nothing in them are left out.
     """
     facts = {
@@ -99,7 +99,7 @@ def report_lines(facts: Mapping) -> list[str]:
             line += f"; {facts['target_tokens']:,} are targets ({facts['target_tokens'] / facts['tokens']:.0%})"
         lines += [line, *_picture(facts["histogram"], facts.get("max_length"))]
     if "end_markers" in facts:
-        lines.append(f"{facts['end_markers']:,} entries with an end of text that is written out behind a reply "
+        lines.append(f"{facts['end_markers']:,} entries with an end of text that is written out in a reply "
                      "(see --end-marker)")
     if "cut_replies" in facts:
         replies = "1 reply loses its" if facts["cut_replies"] == 1 else f"{facts['cut_replies']:,} replies lose their"

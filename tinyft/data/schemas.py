@@ -61,7 +61,7 @@ def kind_of(value) -> str:
 def parse_columns(text: str) -> dict[str, str]:
     """'instruction=ask,output=reply' -> {"instruction": "ask", "output": "reply"}: our name, then the file's key.
 
-    ValueError where a part is no NAME=KEY, a name is unknown or stands twice.
+    ValueError where a part is no NAME=KEY, a name is unknown or occurs twice.
     """
     columns: dict[str, str] = {}
     for part in text.split(","):
@@ -70,7 +70,7 @@ def parse_columns(text: str) -> dict[str, str]:
         if not equals or not name or not key:
             raise ValueError(f"columns: {part!r} is no NAME=KEY, expected for instance instruction=ask,output=reply")
         if name in columns:
-            raise ValueError(f"columns: {name!r} stands there twice")
+            raise ValueError(f"columns: {name!r} occurs twice")
         columns[name] = key
     check_columns(columns)
     return columns
@@ -169,19 +169,24 @@ def to_entry(item: Any, where: str, account: Account, columns: Mapping[str, str]
         used, schema, turns = _single_turn(values, keys, item, where, account)
     system = _choose(values, SYSTEMS, where, "the system turn")
     if system and (text := to_text(values[system], where, keys[system])).strip():
+        if any(turn.role == "system" for turn in turns):
+            raise ValueError(f"{where}: there is a system turn in {keys[conversation]!r} and one more in "
+                             f"{keys[system]!r}; remove one of them")
         turns.insert(0, Turn("system", text))
     family = to_text(values.get("family"), where, keys.get("family", "family"))
     used_keys = {keys[name] for name in (*used, "family") if name in keys}
     account.ignored.update(key for key in item if key not in used_keys
                            and not (key in KNOWN and _is_blank(item[key])))
     is_chat = any(map(is_conversation, values.values()))
-    if not is_chat and len(turns) > 1 and not turns[-2].content.strip():
+    if not is_chat and len(turns) > 1 and not (turns[-2].content + turns[-2].input).strip():
         account.dropped["nothing is asked"] += 1
         return None
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.content.strip()), default=None)
     if last is None:
         account.dropped["no reply to learn"] += 1
         return None
+    if any(turn.role == "assistant" and not turn.content.strip() for turn in turns[:last]):
+        account.changed["an empty reply between turns, learned as an end at once"] += 1
     if last < len(turns) - 1:
         account.changed["turns after the last reply left out"] += 1
     account.schemas[schema] += 1

@@ -39,8 +39,9 @@ def ask(model: GPT2, tokenizer: Tokenizer, instruction: str | Sequence[Turn], in
 
     prompt_style: how it is written down; by default as the tokenizer's chat template says, or Alpaca's way without one.
     """
+    if input and not isinstance(instruction, str):
+        raise ValueError("ask: there is an input beside a conversation; put it into one of its turns")
     turns = (Turn("user", instruction, input),) if isinstance(instruction, str) else instruction
-    named = prompt_style is None or isinstance(prompt_style, str)
-    style = find_style(tokenizer, prompt_style) if named else prompt_style
+    style = find_style(tokenizer, prompt_style)
     return reply(model, tokenizer, encode_prompt(turns, style, tokenizer),
                  stop=(end_of_reply(style, tokenizer)[1],), **options)
