@@ -161,6 +161,8 @@ def test_other_keys_are_no_near_misses(key):
     ({"messages": [{"role": "king", "content": "x"}]}, ["'king'", "expected system, user or assistant"]),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["'image_url'", "parts of text"]),
     ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, ["'weight' 0"]),
+    ({"system": "a", "messages": [{"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]},
+     ["a system turn in 'messages' and one more in 'system'", "remove one"]),
     ({**ENTRY, "history": [["a"]]}, ["'history'", "[question, reply]"]),
     ({**ENTRY, "history": "a"}, ["'history' is a string"]),
     ({**ENTRY, "instruction": ["x"]}, ["'instruction' is a list, expected text"]),
@@ -325,3 +327,17 @@ def test_cases_from_the_field(case, outcome):
         assert len(read_entries(CASES / case)) == outcome
     else:
         assert outcome in refusal(CASES / case)
+
+
+def test_an_empty_reply_between_turns_is_counted(tmp_path):
+    turns = [Turn("user", "a"), Turn("assistant", " "), Turn("user", "b"), Turn("assistant", "c")]
+    entries, account = read_with_account(write(tmp_path, [{"messages": messages(turns)}]))
+    assert entries == [Entry(tuple(turns))]
+    assert account.changed == {"an empty reply between turns, learned as an end at once": 1}
+
+
+def test_the_first_entries_of_each_file(tmp_path):
+    first, second = (write(tmp_path, [{**ENTRY, "output": f"{name}{i}"} for i in range(5)], f"{name}.json")
+                     for name in "ab")
+    entries, account = read_with_account([first, second], max_entries=2)
+    assert [entry.output for entry in entries] == ["a0", "a1", "b0", "b1"] and account.schemas == {"Alpaca": 4}

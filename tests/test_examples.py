@@ -280,6 +280,16 @@ def test_generate_raw_from_standard_input(model_folder, tmp_path):
     assert re.fullmatch(r"\d+ tokens read and the first written in [\d.]+ s, then [\d.]+ tokens/s", last)
 
 
+@pytest.mark.parametrize("options, said", [
+    (["--top-k", "5"], "--top-k and --top-p limit what is drawn from; give a --temperature above 0"),
+    (["--top-p", "2", "--temperature", "1"], "--top-p 2.0: expected a share above 0 and at most 1"),
+    (["--raw", "--system", "Be brief."], "--raw continues the prompt itself; leave out --system"),
+    (["--prompt-style", "vicuna"], "--prompt-style vicuna: expected one of alpaca"),
+])
+def test_generate_with_options_that_would_do_nothing(options, said, model_folder, tmp_path):
+    assert said in error_line(example("generate.py", "--model", model_folder, "Hi", *options, cwd=tmp_path))
+
+
 def test_generate_with_no_model_as_a_program(tmp_path):
     line = error_line(example("generate.py", "--model", "nowhere", "Hello", cwd=tmp_path))
     assert "nowhere: neither a folder nor a model of the Hugging Face hub" in line

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import write_tokenizer
 from tiny import CONTEXT, END_OF_TEXT, ROOT, TOKENIZER, make_entries, make_set
 
-from tinyft import Entry, Turn, collate, read_entries, split
+from tinyft import Entry, InstructionSet, Turn, collate, load_tokenizer, read_entries, split
 from tinyft.data.instructions import Example, encode, show_mask
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
 
@@ -166,6 +168,21 @@ def test_a_written_end_may_be_kept_as_the_token_or_refused():
         make_set(entries, end_marker="refuse")
     with pytest.raises(ValueError, match="end_marker is 'drop', expected one of strip, keep, refuse"):
         make_set(entries, end_marker="drop")
+
+
+@pytest.mark.parametrize("end_marker", ["strip", "keep"])
+def test_a_marker_that_is_no_token_is_never_learned_letter_by_letter(end_marker, tmp_path):
+    vocab = write_tokenizer(tmp_path)
+    vocab = {("</s>" if token == END_OF_TEXT else token): id for token, id in vocab.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "</s>", "unk_token": "</s>"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.token_id(END_OF_TEXT) is None
+    data = InstructionSet([Entry.single("a", "", f"red{END_OF_TEXT}blue{END_OF_TEXT}")], tokenizer, max_length=500,
+                          end_marker=end_marker)
+    _, reply = parts(data.examples[0])
+    assert tokenizer.decode(reply) == "red</s>blue</s>" + "</s>" * (end_marker == "keep")
+    assert reply.count(vocab["</s>"]) == 2 + (end_marker == "keep") and data.end_markers == 1
 
 
 def test_nothing_but_a_written_end_is_an_empty_reply():

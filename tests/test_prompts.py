@@ -213,3 +213,30 @@ def test_without_jinja2_a_foreign_template_is_one_clear_line(plain, monkeypatch)
     monkeypatch.setattr(plain, "chat_template", FOREIGN)
     with pytest.raises(ValueError, match=r"needs jinja2: pip install jinja2, or choose a style with --prompt-style"):
         find_style(plain)
+
+
+def test_a_template_without_an_end_is_for_one_reply_only(tmp_path, plain):
+    """Several would run into each other, and an end that the template doesn't write would be other ids than its own."""
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+                                         "{% if add_generation_prompt %}assistant: {% endif %}")
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    ids, learned = encode_conversation((*ASKED, Turn("assistant", "yes")), style, plain)
+    assert plain.decode([id for id, flag in zip(ids, learned, strict=True) if flag]) == "yes<|endoftext|>"
+    two = (*ASKED, Turn("assistant", "yes"), Turn("user", "And?"))
+    for turns, asked in ((two, True), ((*two, Turn("assistant", "no")), False)):
+        with pytest.raises(ValueError, match="puts no token of the tokenizer behind a reply"):
+            encode_conversation(turns, style, plain, reply_follows=asked)
+
+
+def test_a_template_that_breaks_off_is_one_line(tmp_path, plain):
+    (tmp_path / "mine.jinja").write_text("{{ 1 / 0 }}")
+    with pytest.raises(ValueError, match=r"mine.jinja can't write down a conversation of user: division by zero"):
+        find_style(plain, str(tmp_path / "mine.jinja"))
+
+
+def test_an_end_of_any_characters(tmp_path):
+    tokenizer = make_tokenizer(tmp_path, ["🤖"], eos_token="🤖")
+    turns = (*ASKED, Turn("assistant", "yes"))
+    text = render(PROMPT_STYLES["alpaca"].template(tokenizer), turns, reply_follows=False)
+    assert text.endswith("yes🤖")
+    assert encode_conversation(turns, PROMPT_STYLES["alpaca"], tokenizer)[0] == tokenizer.encode(text)

@@ -13,7 +13,8 @@ from tiny import TOKENIZER, assert_all_close, make_entries, make_model, make_set
 from tiny import one_thread as one_thread
 
 import tinyft.run
-from tinyft import Settings, cli, fit, load_model
+from tinyft import InstructionSet, Settings, cli, fit, load_model, load_tokenizer
+from tinyft.data.prompts import PROMPT_STYLES, find_style
 from tinyft.memory import peak_megabytes
 from tinyft.report import RunReport, plot_losses
 from tinyft.run import RUN_FILES, STATE, claim_output
@@ -203,3 +204,30 @@ def test_settings_that_make_no_sense(name, value, expected):
 def test_settings_that_make_sense():
     Settings(epochs=1, patience=0, warmup=0, weight_decay=0, beta2=0.0, clip_norm=None, micro_batch_size=None,
              learning_rate=1, max_steps=None, evaluate_every=None)
+
+
+# ---- what a resumed run and a saved folder must know
+
+
+def test_a_run_with_frozen_weights_goes_on_with_the_same_ones_only(tmp_path):
+    """The state holds no frozen weights: on another base a resumed run would mix two models."""
+    def frozen(seed):
+        model = make_model(seed)
+        model.wte.freeze()
+        return model
+
+    fit_few(tmp_path, model=frozen(0))
+    with pytest.raises(ValueError, match="started with frozen weights = .*, now it is"):
+        fit_few(tmp_path, model=frozen(1), resume=True)
+    with pytest.raises(ValueError, match="started with frozen weights = .*, now it is none"):
+        fit_few(tmp_path, model=make_model(0), resume=True)
+    model, _ = fit_few(tmp_path, model=frozen(0), resume=True)
+    np.testing.assert_array_equal(model.wte.weight.data, make_model(0).wte.weight.data)
+
+
+def test_the_saved_folder_says_the_prompt_style_of_the_training_set(tmp_path):
+    fit_few(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert find_style(tokenizer) == PROMPT_STYLES["phi3"]
+    assert TOKENIZER.chat_template is None, "the tokenizer that was given is left as it was"
+    assert InstructionSet(make_entries(1), tokenizer, max_length=64).style == PROMPT_STYLES["phi3"]

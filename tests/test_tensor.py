@@ -1,5 +1,6 @@
 """The graph: what is recorded, in which order it is walked back, who owns which gradient, what is freed."""
 
+import contextvars
 import gc
 import inspect
 import threading
@@ -721,3 +722,16 @@ def test_ops_and_tensor_can_be_imported_in_any_order(run_python):
     for first in ("tinyft.tensor", "tinyft.ops"):
         done = run_python(f"import {first}; from tinyft.tensor import Tensor; print((Tensor(2) * 3).item())")
         assert done.stdout.strip() == "6.0", done.stderr
+
+
+def test_no_grad_may_end_in_another_context():
+    """A generator that was entered in one context, and goes on in another."""
+    def evaluation():
+        with no_grad():
+            yield is_recording()
+
+    steps = evaluation()
+    assert contextvars.Context().run(next, steps) is False
+    with pytest.raises(StopIteration):
+        next(steps)
+    assert is_recording()
