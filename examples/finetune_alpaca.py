@@ -32,9 +32,8 @@ from tinyft.data.report import describe, report_lines
 from tinyft.files import make_writable_folder, write_json
 from tinyft.gpt2 import SIZES
 from tinyft.hub import find_model
-from tinyft.inference.replies import reply
+from tinyft.inference.replies import reply, reply_to_all
 from tinyft.memory import peak_megabytes
-from tinyft.progress import progress
 from tinyft.run import check_resumable, claim_output
 from tinyft.scoring import compare_by_family, score_table, side_by_side
 
@@ -144,29 +143,9 @@ def facts_of(entries, account, sets) -> dict:
                     dropped=sum((data.reasons for data in sets), Counter()))
 
 
-def asked_of(entry):
-    """The turns of an entry up to its last reply."""
-    return entry.turns[:-1] if entry.turns and entry.turns[-1].role == "assistant" else entry.turns
-
-
-def answer_all(model, tokenizer, entries, style, what: str, limit) -> list[str]:
-    """A greedy reply of at most limit(entry) tokens to each; none where the prompt is longer than the context."""
-    replies, too_long = [], 0
-    for entry in progress(entries, what, unit="reply"):
-        prompt = encode_prompt(asked_of(entry), style, tokenizer)
-        if len(prompt) < model.config.n_positions:
-            replies.append(reply(model, tokenizer, prompt, max_new_tokens=limit(entry)))
-        else:
-            too_long += 1
-            replies.append("")
-    if too_long:
-        print(f"{what}: {too_long} prompts leave no room in the context of {model.config.n_positions} tokens, no reply")
-    return replies
-
-
 def record(entry) -> dict:
     """An entry as replies.json has it: Alpaca's keys, or messages where there are more turns."""
-    if len(entry.turns) == 2:
+    if [turn.role for turn in entry.turns] == ["user", "assistant"]:
         fields = {"instruction": entry.instruction, "input": entry.input, "output": entry.output}
     else:
         fields = {"messages": [{"role": turn.role, "content": turn.content}
@@ -279,22 +258,22 @@ def main() -> None:
 
     longest = options.max_new_tokens or 16 + max(map(expected_tokens, shown), default=0)
     # An untuned model does not stop by itself: what is much longer than the expected reply is wrong anyway.
-    before = dict(zip(asked, answer_all(model, tokenizer, [shown[i] for i in asked], style, "replies before",
-                                        lambda entry: min(longest, 16 + expected_tokens(entry))), strict=True))
+    before = dict(zip(asked, reply_to_all(model, tokenizer, [shown[i] for i in asked], style, "replies before",
+                                          lambda entry: min(longest, 16 + expected_tokens(entry))), strict=True))
     sample_entry = next((entry for entry in [*validation, *training]
-                         if len(encode_prompt(asked_of(entry), style, tokenizer)) < context), None)
+                         if len(encode_prompt(entry.asked, style, tokenizer)) < context), None)
 
     def show_sample(report) -> None:
         if sample_entry is None:
             return
-        answer = reply(model, tokenizer, encode_prompt(asked_of(sample_entry), style, tokenizer), max_new_tokens=40)
+        answer = reply(model, tokenizer, encode_prompt(sample_entry.asked, style, tokenizer), max_new_tokens=40)
         question = " ".join(f"{sample_entry.instruction} {sample_entry.input}".split())
         report.say(f"    {textwrap.shorten(question, 70)} -> {textwrap.shorten(answer, 70) or '(nothing)'}")
 
     fit(model, tokenizer, training_set, validation_set if len(validation_set) else None, settings, rng, output,
         resume=options.resume, on_evaluation=show_sample, title="fine-tuning on instructions", identity=identity)
 
-    after = answer_all(model, tokenizer, shown, style, "replies after", lambda entry: longest)
+    after = reply_to_all(model, tokenizer, shown, style, "replies after", lambda entry: longest)
     delete_state(output)
     show_results(output, tests, few, asked, before, after)
 

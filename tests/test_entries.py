@@ -25,9 +25,11 @@ def test_an_entry_answers_for_its_last_round():
              Turn("assistant", "e"), Turn("user", "f"))
     entry = Entry(turns, "x")
     assert (entry.system, entry.instruction, entry.input, entry.output) == ("Be short.", "c", "d", "e")
+    assert entry.asked == turns[:4]
     entry = Entry((Turn("assistant", "a"),))
     assert (entry.system, entry.instruction, entry.input, entry.output) == ("", "", "", "a")
     assert Entry((Turn("user", "a"),)).output == Entry(()).output == ""
+    assert entry.asked == () and Entry((Turn("user", "a"),)).asked == (Turn("user", "a"),)
 
 
 # ---- forms

@@ -46,6 +46,12 @@ class Entry:
         last = self._last_assistant()
         return self.turns[last].content if last >= 0 else ""
 
+    @property
+    def asked(self) -> tuple[Turn, ...]:
+        """The turns before the last assistant turn; all where there is none."""
+        last = self._last_assistant()
+        return self.turns[:last] if last >= 0 else self.turns
+
     def _last_assistant(self) -> int:
         return max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
 

@@ -1,11 +1,12 @@
 """The text side of generation: asked in words, answered in words."""
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ..data.entries import Turn
+from ..data.entries import Entry, Turn
 from ..data.prompts import Style, encode_prompt, end_of_reply, find_style
 from ..gpt2 import GPT2
+from ..progress import progress
 from ..tokenizer import Tokenizer
 from .generate import generate
 
@@ -45,3 +46,24 @@ def ask(model: GPT2, tokenizer: Tokenizer, instruction: str | Sequence[Turn], in
     style = find_style(tokenizer, prompt_style)
     return reply(model, tokenizer, encode_prompt(turns, style, tokenizer),
                  stop=(end_of_reply(style, tokenizer)[1],), **options)
+
+
+def reply_to_all(model: GPT2, tokenizer: Tokenizer, entries: Sequence[Entry], style: Style, what: str,
+                 limit: Callable[[Entry], int]) -> list[str]:
+    """A greedy reply of at most limit(entry) tokens to what each entry asks, with progress under the name `what`.
+
+    No reply, "", where the prompt leaves no room in the context; a line says how many those are.
+    """
+    replies, too_long = [], 0
+    for entry in progress(entries, what, unit="reply"):
+        prompt = encode_prompt(entry.asked, style, tokenizer)
+        if len(prompt) < model.config.n_positions:
+            replies.append(reply(model, tokenizer, prompt, stop=(end_of_reply(style, tokenizer)[1],),
+                                 max_new_tokens=limit(entry)))
+        else:
+            too_long += 1
+            replies.append("")
+    if too_long:
+        print(f"{what}: no reply to {too_long} of {len(entries)}, whose prompts leave no room in the context of "
+              f"{model.config.n_positions} tokens")
+    return replies
