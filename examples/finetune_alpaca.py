@@ -234,13 +234,11 @@ def main() -> None:
                         micro_batch_size=options.micro_batch_size, learning_rate=learning_rate,
                         weight_decay=options.weight_decay, evaluate_every=options.evaluate_every,
                         patience=options.patience)
-    made_by = "(--data, --max-entries, --prompt-style, --mask-prompt, --max-length, --end-marker)"
     identity = {"seed": options.seed, "dropout": options.dropout, "dtype": options.dtype,
                 "fingerprint of --model": model_fingerprint(model),
-                f"training data {made_by}": training_set.fingerprint(),
-                f"validation data {made_by}": validation_set.fingerprint()}
+                "validation set (data, prompt style, mask, lengths)": validation_set.fingerprint()}
     if options.resume:  # refused before any work is done
-        check_resumable(output, model, settings, identity)
+        check_resumable(output, model, training_set, settings, identity)
     if options.end_marker == "strip":
         tests = {title: [handle_end_markers(entry, style, tokenizer) for entry in entries]
                  for title, entries in tests.items()}

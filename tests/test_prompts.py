@@ -224,7 +224,7 @@ def test_a_template_without_an_end_is_for_one_reply_only(tmp_path, plain):
     assert plain.decode([id for id, flag in zip(ids, learned, strict=True) if flag]) == "yes<|endoftext|>"
     two = (*ASKED, Turn("assistant", "yes"), Turn("user", "And?"))
     for turns, asked in ((two, True), ((*two, Turn("assistant", "no")), False)):
-        with pytest.raises(ValueError, match="puts no token of the tokenizer behind a reply"):
+        with pytest.raises(ValueError, match="puts no token behind a reply, so that its end can't be learned"):
             encode_conversation(turns, style, plain, reply_follows=asked)
 
 
@@ -240,3 +240,49 @@ def test_an_end_of_any_characters(tmp_path):
     text = render(PROMPT_STYLES["alpaca"].template(tokenizer), turns, reply_follows=False)
     assert text.endswith("yes🤖")
     assert encode_conversation(turns, PROMPT_STYLES["alpaca"], tokenizer)[0] == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("mention", ["{# user, input, reply #}", "An instruction with an input. "])
+def test_a_template_that_only_mentions_inputs_gets_them_in_the_content(mention, tmp_path, plain):
+    (tmp_path / "mine.jinja").write_text(mention + FOREIGN)
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    assert "USER: Say it.\nnow\n" in style.pieces(ASKED)[0][0]
+    (tmp_path / "mine.jinja").write_text(FOREIGN.replace("{{ m.content }}", "{{ m.content }}|{{ m['input'] }}"))
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    assert "USER: Say it.|now\n" in style.pieces(ASKED)[0][0]
+
+
+@pytest.mark.parametrize("between", [" ", "\n", "\n\n"])
+def test_white_space_before_an_end_belongs_to_the_reply(between, tmp_path, plain):
+    one = "{{ m.role[0] + ':' + m.content + " + json.dumps(between) + " + eos_token }}"
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}" + one + "{% endfor %}"
+                                         "{% if add_generation_prompt %}a:{% endif %}")
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    turns = (Turn("user", "x"), Turn("assistant", "y"), Turn("user", "z"))
+    text = "".join(f"{role}:{content}{between}<|endoftext|>" for role, content in zip("uau", "xyz", strict=True)) + "a:"
+    assert encode_prompt(turns, style, plain) == plain.encode(text)
+
+
+def test_an_end_that_is_no_token_is_refused(tmp_path, plain):
+    chatml = PROMPT_STYLES["chatml"].template(plain)
+    (tmp_path / "mine.jinja").write_text(chatml.replace("<|endoftext|>", "<|im_end|>"))
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    assert encode_prompt(ASKED, style, plain) == encode_prompt(ASKED, PROMPT_STYLES["chatml"], plain)
+    with pytest.raises(ValueError, match=r"puts '<\|im_end\|>\\n', which is no token of this tokenizer, behind a"):
+        encode_conversation((*ASKED, Turn("assistant", "yes")), style, plain)
+
+
+def test_what_generation_tags_set_stays_inside(tmp_path, plain):
+    (tmp_path / "mine.jinja").write_text("{% set x = 'A' %}{% for m in messages %}{{ x }}{% generation %}"
+                                         "{% set x = 'B' %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+                                         "{{ x if add_generation_prompt }}")
+    style = find_style(plain, str(tmp_path / "mine.jinja"))
+    assert style.pieces(ASKED, reply_follows=True) == [("ASay it.\nnow<|endoftext|>A", False)]
+
+
+def test_a_second_default_template_is_refused(tmp_path):
+    make_tokenizer(tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+    with pytest.raises(ValueError, match="a second chat template"):
+        load_tokenizer(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny import TOKENIZER, assert_all_close, gradients, make_entries, make_model, make_set, weights
+from tiny import CONTEXT, TOKENIZER, assert_all_close, gradients, make_entries, make_model, make_set, weights
 from tiny import one_thread as one_thread
 
 from tinyft import (
@@ -523,7 +523,7 @@ class Breaking(type(make_set([]))):
 @pytest.mark.parametrize("steps", [1, 3, 7, 10])
 def test_interrupted_between_two_evaluations(turning, tmp_path, steps):
     _, model, events = turning
-    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=64, mask_prompt=True)
+    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=CONTEXT, mask_prompt=True)
     training.left = steps
     with pytest.raises(KeyboardInterrupt):
         fit_tiny(tmp_path, training=training, state_minutes=0)
@@ -537,7 +537,7 @@ def test_interrupted_between_two_evaluations(turning, tmp_path, steps):
 
 def test_train_loss_after_resuming_counts_all_steps_since_the_last_evaluation(turning, tmp_path):
     _, _, events = turning
-    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=64, mask_prompt=True)
+    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=CONTEXT, mask_prompt=True)
     training.left = 7
     with pytest.raises(KeyboardInterrupt):
         fit_tiny(tmp_path, training=training, state_minutes=0)
@@ -555,7 +555,7 @@ def test_resume_with_dropout(tmp_path):
         return fresh
 
     whole, _ = fit_tiny(tmp_path / "whole", settings, model=model())
-    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=64, mask_prompt=True)
+    training = Breaking(TRAINING, TOKENIZER, prompt_style="phi3", max_length=CONTEXT, mask_prompt=True)
     training.left = 5
     with pytest.raises(KeyboardInterrupt):
         fit_tiny(tmp_path / "parts", settings, model=model(), training=training, state_minutes=0)

@@ -140,7 +140,8 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
         for name, content in contents.items():
             together.enter_context(replacing(folder / name)).write_bytes(content)
         save_file(tensors, together.enter_context(replacing(folder / "model.safetensors")), metadata={"format": "pt"})
-    for stale in {*TOKENIZER_FILES, "model.safetensors.index.json"} - contents.keys():
+    others = {"model.safetensors.index.json", "additional_chat_templates/default.jinja"}
+    for stale in {*TOKENIZER_FILES, *others} - contents.keys():
         (folder / stale).unlink(missing_ok=True)
 
 
@@ -151,7 +152,7 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
         id = tokenizer.token_id(tokenizer.special_names.get(name, ""))
         if id is not None:
             ids[f"{name}_id"] = id
-    return ids
+    return ids | {name: id for name, id in tokenizer.in_config.items() if name == "pad_token_id"}
 
 
 # ---- the state of a training run

@@ -69,16 +69,19 @@ def warm_up() -> None:
     list(generate(model, ids[0], max_new_tokens=2))
 
 
-def _identity(model: GPT2, settings: Settings, identity: dict | None) -> dict:
+def _identity(model: GPT2, settings: Settings, training: TrainingSet, identity: dict | None) -> dict:
     """What a resumed run must have in common with the one it goes on with; the state holds no frozen weights."""
     frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     of_frozen = {"frozen weights": weights_fingerprint(frozen) if frozen else "none"}
-    return (identity or {}) | asdict(settings) | of_frozen
+    fingerprint = getattr(training, "fingerprint", None)
+    of_set = {"training set (data, prompt style, mask, lengths)": fingerprint()} if fingerprint else {}
+    return (identity or {}) | asdict(settings) | of_frozen | of_set
 
 
-def check_resumable(folder: str | os.PathLike, model: GPT2, settings: Settings, identity: dict | None = None) -> None:
+def check_resumable(folder: str | os.PathLike, model: GPT2, training: TrainingSet, settings: Settings,
+                    identity: dict | None = None) -> None:
     """ValueError unless the run in a folder can be gone on with, with these settings; as `fit` would say."""
-    check_training_state(Path(folder) / STATE, _identity(model, settings, identity))
+    check_training_state(Path(folder) / STATE, _identity(model, settings, training, identity))
 
 
 def fit(
@@ -101,9 +104,9 @@ def fit(
     validation: None, or a set without target tokens, keeps the last weights, since no others are known to be
     better. folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every
     `state_minutes`, at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`. If the
-    training set has a prompt style, the saved folder says so. identity: what else, besides the settings, a resumed run
-    must have in common with the one it goes on with (data, seed, ...). on_evaluation: called after each evaluation, to
-    show a sample reply, say.
+    training set has a prompt style, the saved folder says so; the tokenizer that is given here stays as it is.
+    identity: what else, besides settings and training set, a resumed run must have in common with the one it goes on
+    with (the seed, ...). on_evaluation: called after each evaluation, to show a sample reply, say.
 
     Ctrl-C lets the current step or the saving at the end finish, saves the state and raises KeyboardInterrupt;
     a second one acts at once. From here on the whole process keeps the memory that it frees for its next
@@ -117,7 +120,7 @@ def fit(
     progress, state = Progress(), folder / STATE
     if (style := getattr(training, "style", None)) is not None:  # the folder will say how its model is asked
         tokenizer = with_style(style, tokenizer)
-    same = _identity(model, settings, identity)
+    same = _identity(model, settings, training, identity)
     if resume and not state.exists():
         raise ValueError(f"{state} is missing, so there is nothing to resume; start anew without --resume")
     if resume:

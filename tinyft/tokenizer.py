@@ -164,7 +164,7 @@ class Tokenizer:
     pattern: str = PATTERN
     prefix_space: bool = False
     chat_template: str | None = None
-    in_config: dict[str, str] = field(default_factory=dict)
+    in_config: dict[str, str | int] = field(default_factory=dict)
     n_rows: int | None = None
 
     def __post_init__(self):

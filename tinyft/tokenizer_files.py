@@ -70,9 +70,11 @@ def _load(folder: Path) -> Tokenizer:
     table = _number(where, added, vocab)
     ends = _ends(folder, config)
     eot = _end_of_text(folder, names, table, vocab, ends, n_rows, stated_end)
+    pad = _optional(folder / "generation_config.json").get("pad_token_id", config.get("pad_token_id"))
     declared = {} if settings.get("tokenizer_class") or not by_file else {"tokenizer_class": "PreTrainedTokenizerFast"}
     return Tokenizer(
-        vocab, ranks, table, eot, files, special_names=names, in_config=declared,
+        vocab, ranks, table, eot, files, special_names=names,
+        in_config=declared | ({"pad_token_id": pad} if type(pad) is int else {}),
         stop_tokens=tuple(end for end in ends if n_rows is None or end < n_rows), pattern=pattern,
         prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table),
         chat_template=_chat_template(folder, settings), n_rows=n_rows,
@@ -241,7 +243,15 @@ def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: boo
         token = _token("tokenizer_config.json", value) if isinstance(value, dict) else AddedToken(_content(value))
         if token.content not in known and (token, None) not in tokens:
             tokens.append((token, None))
-    return tokens, {name: _content(names[name]) for name in TOKEN_NAMES if names.get(name)}, stated_end
+    return tokens, _named_tokens(names), stated_end
+
+
+def _named_tokens(names: dict) -> dict[str, str]:
+    """All special tokens that have names, as chat templates know them."""
+    named = {name: _content(value) for name, value in names.items()
+             if name in TOKEN_NAMES and value or name.endswith("_token") and isinstance(value, str)}
+    extra = names.get("extra_special_tokens")
+    return named | ({name: _content(value) for name, value in extra.items()} if isinstance(extra, dict) else {})
 
 
 def _numbered(folder: Path, decoder) -> list[tuple[int, dict]]:
@@ -368,6 +378,10 @@ def _end_of_text(folder: Path, names: dict[str, str], table: dict[AddedToken, in
 
 def _chat_template(folder: Path, settings: dict) -> str | None:
     """The folder's chat template: chat_template.jinja, or what tokenizer_config.json has."""
+    other = folder / "additional_chat_templates" / "default.jinja"
+    if other.exists():
+        raise ValueError(f"{other} is a second chat template beside chat_template.jinja or tokenizer_config.json; keep "
+                         "one of them, as chat_template.jinja")
     path = folder / "chat_template.jinja"
     if path.exists():
         return read_text(path)

@@ -1,7 +1,6 @@
 """Chat templates of others: Jinja, rendered as transformers renders it. Needs jinja2 (pip install jinja2)."""
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -15,15 +14,24 @@ try:
 except ImportError:
     jinja2, Extension = None, object
 
+PROBE = "\ue000"  # a character that no template has
+
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks what a model has said, for transformers; the text is the same."""
+    """{% generation %} ... {% endgeneration %} marks, for transformers, what a model has said.
+
+    Here the text counts alone. It is rendered as the body of a call, as there, so that what it sets stays inside.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 expects it on the class
 
     def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
+
+    def _as_it_is(self, caller):
+        return caller()
 
 
 def _environment():
@@ -50,15 +58,16 @@ class JinjaStyle:
             raise ValueError(f"{where} needs jinja2: pip install jinja2, or choose a style with --prompt-style")
         self.text, self.where = template, where
         self.variables = tokenizer.special_names
-        # A template that doesn't know of inputs gets them as the last line of the content.
-        self.knows_input = re.search(r"\binput\b", template) is not None
         try:
             self._compiled = _environment().from_string(template)
         except jinja2.TemplateError as error:
             raise ValueError(f"{where} is no Jinja template: {error}") from None
+        # A template that doesn't know of inputs gets them as the last line of the content.
+        self.knows_input = True
+        self.knows_input = PROBE in self._render((Turn("user", "Hello.", PROBE),), True)
         self.end: str | None = None
-        behind = self._split_off((Turn("user", "Hello."), Turn("assistant", "Hi.")), 1)[1]
-        first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
+        self.behind = self._split_off((Turn("user", "Hello."), Turn("assistant", "Hi.")), 1)[1].lstrip()
+        first = tokenizer.encode(self.behind, add_special_tokens=False)[:1]
         if first and first[0] in tokenizer.added.values():
             self.end = tokenizer.decode(first)
 
@@ -72,7 +81,8 @@ class JinjaStyle:
                 message["content"] += f"\n{turn.input}"
             messages.append(message)
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=reply_follows, **self.variables)
+            return self._compiled.render(messages=messages, add_generation_prompt=reply_follows, tools=None,
+                                         documents=None, **self.variables)
         except Exception as error:  # a template is a program: whatever it raises
             raise ValueError(f"{self.where} can't write down a conversation of "
                              f"{', '.join(turn.role for turn in turns)}: {error}") from None
@@ -89,9 +99,10 @@ class JinjaStyle:
     def pieces(self, turns: Sequence[Turn], *, reply_follows: bool = False) -> list[tuple[str, bool]]:
         """The conversation as (text, whether it is a reply), without what ends the replies."""
         n_replies = sum(turn.role == "assistant" for turn in turns)
-        if self.end is None and n_replies > (0 if reply_follows else 1):
-            raise ValueError(f"{self.where} puts no token of the tokenizer behind a reply, so that several turns run "
-                             "into each other; let it write eos_token there")
+        if self.end is None and n_replies > (0 if reply_follows or self.behind else 1):
+            what = f"{self.behind[:20]!r}, which is no token of this tokenizer," if self.behind else "no token"
+            raise ValueError(f"{self.where} puts {what} behind a reply, so that its end can't be learned; let it write "
+                             "eos_token there, or add the token to the tokenizer and the model")
         pieces, done, pending = [], "", ""
         for i, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -101,16 +112,18 @@ class JinjaStyle:
             if not before.startswith(done):
                 raise ValueError(f"{self.where} writes turns in another way once others follow; tinyft can't learn "
                                  "from such a conversation")
-            pieces += [(pending + before[len(done):], False), (whole[len(before): len(whole) - len(behind)], True)]
-            done, pending = whole, self._without_end(behind)
+            reply_end = len(whole) - (len(behind.lstrip()) if self._ends(behind) else len(behind))
+            pieces += [(pending + before[len(done):], False), (whole[len(before):reply_end], True)]
+            done, pending = whole, behind.lstrip()[len(self.end):] if self._ends(behind) else behind
         rest = self._render(turns, reply_follows)
         if not rest.startswith(done):
             raise ValueError(f"{self.where} writes turns in another way once others follow; tinyft can't ask in it")
         text = pending + rest[len(done):]
         return [*pieces, (text, False)] if text else pieces
 
-    def _without_end(self, behind: str) -> str:
-        return behind.lstrip()[len(self.end):] if self.end and behind.lstrip().startswith(self.end) else behind
+    def _ends(self, behind: str) -> bool:
+        """Whether the end of a reply comes next, but for white space, which belongs to the reply then."""
+        return self.end is not None and behind.lstrip().startswith(self.end)
 
     def template(self, tokenizer: Tokenizer) -> str:
         """The template itself."""
