@@ -9,6 +9,7 @@ reads all that from the folder.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import tiktoken
 
@@ -100,19 +101,22 @@ def byte_symbols() -> dict[int, str]:
 BYTE_OF = {symbol: byte for byte, symbol in byte_symbols().items()}
 
 
-def _last_merge(token: str, place_of: Callable[[str, str], int | None]) -> tuple[str, str] | None:
+def _last_merge(token: str, place_of: Callable[[tuple[str, str]], int | None]) -> tuple[str, str] | None:
     """The pair that a token is merged from when its symbols are merged in order; None where they don't get there.
 
     place_of: the place in that order of merging two neighbours, None where they don't merge.
     """
     parts = list(token)
     while len(parts) > 1:
-        places = [(place, i) for i in range(len(parts) - 1) if (place := place_of(parts[i], parts[i + 1])) is not None]
-        if not places:
+        first, at = None, 0
+        for i, pair in enumerate(pairwise(parts)):
+            place = place_of(pair)
+            if place is not None and (first is None or place < first):
+                first, at = place, i
+        if first is None:
             return None
         if len(parts) == 2:
             return parts[0], parts[1]
-        _, at = min(places)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return None
 
@@ -127,7 +131,7 @@ def merges_for_tiktoken(vocab: dict[str, int], merges: Sequence[tuple[str, str]]
     places = {pair: place for place, pair in enumerate(merges)}  # of a pair that is listed twice the last place counts
     by_place = {}
     for token in {left + right for left, right in merges}:
-        pair = _last_merge(token, lambda left, right: places.get((left, right)))
+        pair = _last_merge(token, places.get)
         if pair is not None:
             by_place[places[pair]] = token
     tokens = [*BYTE_OF, *(by_place[place] for place in sorted(by_place))]
@@ -277,7 +281,7 @@ def from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
 
     vocab = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
     by_rank = sorted((token for token in vocab if len(token) > 1), key=vocab.__getitem__)
-    merges = [_last_merge(token, lambda left, right: vocab.get(left + right)) for token in by_rank]
+    merges = [_last_merge(token, lambda pair: vocab.get(pair[0] + pair[1])) for token in by_rank]
     vocab |= encoding._special_tokens
     added = {AddedToken(content): id for content, id in encoding._special_tokens.items()}
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
