@@ -6,7 +6,7 @@ Reading order:
   ops.py, losses.py               every differentiable op: forward, with its backward inside
   gradcheck.py     is a gradient right?
   nn.py, gpt2.py   layers, and GPT-2 made of them
-  tokenizer.py     text to ids; tokenizer_files.py and pretokenizer.py: as a folder's files say
+  tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
   data/            from files of any kind to entries, conversations as text, batches with masks
   optim.py, train.py              AdamW and the training loop
   inference/, scoring.py          caches, generation, replies, and how good they are

@@ -1,9 +1,8 @@
 """Read a model folder's tokenizer as transformers' AutoTokenizer does, and say what cannot be read in the same way.
 
-A folder holds vocab.json and merges.txt, or tokenizer.json, which has both and says besides how text is cut; then,
-in files that have grown over the years, which tokens were added: `added_tokens` of tokenizer.json,
-`added_tokens_decoder` of tokenizer_config.json, or the older added_tokens.json and special_tokens_map.json. What stands
-here was read from transformers 5 and is compared with it, live, by tests.
+A folder holds vocab.json and merges.txt, or tokenizer.json, which has both and says besides how text is cut
+(`pretokenizer.py`); and in other files which tokens were added (`added_tokens.py`). What stands here was read from
+transformers 5 and is compared with it, live, by tests.
 """
 
 import json
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import tiktoken
 
+from .added_tokens import added_tokens, number, read_object
 from .files import read_json, read_text, replacing, to_json
 from .pretokenizer import how_text_is_cut, named, steps_of
 from .tokenizer import (
     BYTE_OF,
-    END_OF_TEXT,
     AddedToken,
     Merges,
     Tokenizer,
@@ -28,7 +27,6 @@ from .tokenizer import (
 GPT2_VOCABULARY = 50257
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja")
-TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -48,7 +46,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def _load(folder: Path) -> Tokenizer:
-    settings, config = _optional(folder / "tokenizer_config.json"), _optional(folder / "config.json")
+    settings, config = read_object(folder / "tokenizer_config.json"), read_object(folder / "config.json")
     n_rows = config.get("vocab_size")
     if n_rows is not None and (type(n_rows) is not int or n_rows < 1):
         raise ValueError(f"{folder / 'config.json'}: vocab_size is {n_rows!r}, expected a number of tokens")
@@ -66,11 +64,11 @@ def _load(folder: Path) -> Tokenizer:
     if whole is not None:
         _check_model(where, whole["model"], vocab, ranks)
     pattern, prefix_space = how_text_is_cut(where, whole, by_file, settings)
-    added, names, stated_end = _added_tokens(folder, settings, whole, by_file)
-    table = _number(where, added, vocab)
+    added, names, stated_end = added_tokens(folder, settings, whole, by_file)
+    table = number(where, added, vocab)
     ends = _ends(folder, config)
     eot = _end_of_text(folder, names, table, vocab, ends, n_rows, stated_end)
-    pad = _optional(folder / "generation_config.json").get("pad_token_id", config.get("pad_token_id"))
+    pad = read_object(folder / "generation_config.json").get("pad_token_id", config.get("pad_token_id"))
     declared = {} if settings.get("tokenizer_class") or not by_file else {"tokenizer_class": "PreTrainedTokenizerFast"}
     return Tokenizer(
         vocab, ranks, table, eot, files, special_names=names,
@@ -107,14 +105,6 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     if inside is not None:
         contents["tokenizer_config.json"] = to_json(settings).encode()
     return contents
-
-
-def _optional(path: Path) -> dict:
-    """A JSON object, empty where there is no such file."""
-    content = read_json(path) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return content
 
 
 def _gpts_own(folder: Path, n_rows: int | None) -> Tokenizer:
@@ -209,117 +199,6 @@ def _check_model(where: str, model: dict, vocab: dict[str, int], merges: Merges)
                              "false is supported there")
 
 
-def _added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool):
-    """Added tokens in the order in which transformers adds them, each (token, id that a file states or None), the names
-    of special ones, {"eos_token": "<|endoftext|>", ...}, and whether a file names the end.
-    """
-    stated: dict[int, AddedToken] = {}
-    backend: list[tuple[AddedToken, int | None]] = []
-    for entry in (whole or {}).get("added_tokens", []):
-        backend.append((_token(folder / "tokenizer.json", entry), entry.get("id")))
-    names = dict(settings)
-    if "added_tokens_decoder" in settings:
-        for id, entry in _numbered(folder, settings["added_tokens_decoder"]):
-            stated[id] = _token(folder / "tokenizer_config.json", entry)
-    else:
-        mapped = _optional(folder / "special_tokens_map.json")
-        if (here := _extra(names)) and (there := _extra(mapped)) and here != there:
-            raise ValueError(f"{folder}: tokenizer_config.json and special_tokens_map.json list other additional "
-                             f"tokens ({here} and {there}), so that their ids aren't clear; let them say the same")
-        names |= mapped
-        listed = {_content(value) for value in [*(names.get(name, "") for name in TOKEN_NAMES), *_extra(names)]}
-        for content, id in _optional(folder / "added_tokens.json").items():
-            special = content in listed
-            stated[id] = AddedToken(content, special=special, normalized=not special)
-        stated |= {id: token for token, id in backend}
-    stated_end = "eos_token" in names
-    if not by_file:
-        names = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT) | names
-    tokens = list(backend) if by_file else []
-    tokens += [(stated[id], id) for id in sorted(stated)]
-    known = {token.content for token, _ in tokens}
-    stated_end = stated_end or END_OF_TEXT in known
-    for value in _special_values(folder, names):  # a text may be named twice, with other flags: then the last counts
-        token = _token("tokenizer_config.json", value) if isinstance(value, dict) else AddedToken(_content(value))
-        if token.content not in known and (token, None) not in tokens:
-            tokens.append((token, None))
-    return tokens, _named_tokens(names), stated_end
-
-
-def _named_tokens(names: dict) -> dict[str, str]:
-    """All special tokens that have names, as chat templates know them."""
-    named = {name: _content(value) for name, value in names.items()
-             if name in TOKEN_NAMES and value or name.endswith("_token") and isinstance(value, str)}
-    extra = names.get("extra_special_tokens")
-    return named | ({name: _content(value) for name, value in extra.items()} if isinstance(extra, dict) else {})
-
-
-def _numbered(folder: Path, decoder) -> list[tuple[int, dict]]:
-    if not isinstance(decoder, dict) or not all(id.isdecimal() for id in decoder):
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is to be an object of tokens by "
-                         "their ids")
-    return [(int(id), entry) for id, entry in decoder.items()]
-
-
-def _special_values(folder: Path, names: dict) -> list:
-    """What stands under the names of special tokens, named ones first: texts or objects."""
-    for name in TOKEN_NAMES:
-        if not isinstance(names.get(name) or "", (str, dict)):
-            raise ValueError(f"{folder}: {name} of tokenizer_config.json or special_tokens_map.json is "
-                             f"{names[name]!r}, expected a text")
-    values = [names[name] for name in TOKEN_NAMES if names.get(name)]
-    values += [value for name, value in names.items()
-               if name.endswith("_token") and name not in TOKEN_NAMES and isinstance(value, str)]
-    return values + _extra(names)
-
-
-def _extra(names: dict) -> list:
-    """Special tokens that have no name of their own."""
-    extra = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
-    return list(extra.values()) if isinstance(extra, dict) else list(extra)
-
-
-def _content(value) -> str:
-    return value.get("content", "") if isinstance(value, dict) else str(value)
-
-
-def _token(where, entry: dict) -> AddedToken:
-    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise ValueError(f"{where}: the added token {entry!r} is no object with a text as 'content'")
-    special = bool(entry.get("special", False))
-    flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
-    return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
-
-
-def _number(where: str, tokens: list, vocab: dict[str, int]) -> dict[AddedToken, int]:
-    """Ids of added tokens, given as the tokenizers library gives them: a known text keeps its id, others follow.
-
-    ValueError where a file states another id than that, for then its embedding is another row than the one meant.
-    """
-    ids: dict[str, int] = {}
-    latest: dict[str, AddedToken] = {}
-    for token, stated in tokens:
-        if not token.content:
-            continue
-        id = ids.get(token.content, vocab.get(token.content))
-        if id is None and max(vocab.values()) >= len(vocab):
-            raise ValueError(f"{where}: the added token '{token.content}' is not in the vocabulary, whose ids have a "
-                             f"gap ({len(vocab)} tokens, ids up to {max(vocab.values())}), so that no number is safe "
-                             "for it; add it to the vocabulary")
-        if id is None:
-            id = max([len(vocab) - 1, *ids.values()]) + 1
-        if stated is not None and stated != id:
-            raise ValueError(f"{where}: the added token '{token.content}' is said to be {stated}, but transformers "
-                             f"counts on and gives it {id}; a token between is missing, or the vocabulary has a gap")
-        ids[token.content], latest[token.content] = id, token
-    taken = {id: token for token, id in vocab.items()}
-    for content, id in ids.items():
-        if taken.get(id, content) != content:
-            raise ValueError(f"{where}: the added token '{content}' gets the id {id}, which '{taken[id]}' has already; "
-                             "the vocabulary has a gap")
-    return {latest[content]: id for content, id in ids.items()}
-
-
 def _ids_in_front(folder: Path, settings: dict, whole: dict | None, names: dict[str, str],
                   table: dict[AddedToken, int]) -> tuple[int, ...]:
     """Ids that stand in front of every text. ValueError if some would follow it: no reply could."""
@@ -345,7 +224,7 @@ def _ids_in_front(folder: Path, settings: dict, whole: dict | None, names: dict[
 
 def _ends(folder: Path, config: dict) -> list[int]:
     """Ids that end generation: those of generation_config.json, or else of config.json."""
-    generation = _optional(folder / "generation_config.json")
+    generation = read_object(folder / "generation_config.json")
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(end) is int and end >= 0 for end in ends):
