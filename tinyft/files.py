@@ -80,6 +80,11 @@ def decode_text(content: bytes, path: str | os.PathLike) -> str:
                          "save it as UTF-8") from None
 
 
+def one_line(error: Exception) -> str:
+    """What an error of a library says, short enough for a line of ours."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def read_json(path: str | os.PathLike):
     """Read a JSON file; ValueError with path, line and column where it is none."""
     text = read_text(path)

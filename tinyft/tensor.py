@@ -363,7 +363,7 @@ def op(function: Callable) -> Callable:
         for option, value in options.items():
             if isinstance(value, Tensor):
                 raise TypeError(f"{name}: {option} is a Tensor given by name; only positional inputs get gradients")
-        recording = _recording.get()
+        recording = is_recording()
         parents = tuple(
             (arg.node or arg) if recording and isinstance(arg, Tensor) and arg.requires_grad else None for arg in args
         )
@@ -396,7 +396,7 @@ def is_recording() -> bool:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Within this block ops record nothing: for evaluation and generation. Other threads go on as they do."""
-    before = _recording.get()
+    before = is_recording()
     _recording.set(False)
     try:
         yield

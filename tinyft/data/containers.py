@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import decode_text
+from ..files import decode_text, one_line
 from .schemas import KNOWN, Number, is_conversation, is_entry, is_message, kind_of, quoted
 
 DELIMITERS = ",;\t"
@@ -37,7 +37,7 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> list[A
     start = _BLANK.match(text).end()
     if start == len(text):
         raise ValueError(f"{path}, line 1, column 1: the file is empty: no entries, not JSON")
-    names = {*KNOWN, *(columns or {}).values()}
+    names = _names(columns)
     if text[start] not in "[{" and (delimiter := _delimiter(text, names)):
         return _read_csv(text, delimiter, path)
     values, repeated = _parse_json(text, path)
@@ -62,7 +62,7 @@ def _decompress(content: bytes, path: Path) -> bytes:
             except _NotOneFile as error:
                 raise ValueError(f"{path}: {error}") from None
             except Exception as error:  # these libraries raise some eight kinds for damaged content
-                raise ValueError(f"{path}: a compressed file that is damaged ({_one_line(error)}); fetch or make it "
+                raise ValueError(f"{path}: a compressed file that is damaged ({one_line(error)}); fetch or make it "
                                  "again") from None
     if content.startswith(b"\x28\xb5\x2f\xfd"):
         raise ValueError(f"{path}: compressed with zstd, which is not read; decompress it first (zstd -d)")
@@ -86,10 +86,6 @@ MAGIC = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": 
          b"PK\x03\x04": _unzip}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _read_arrow(content: bytes, path: Path) -> list[dict]:
     try:
         import pyarrow
@@ -110,7 +106,7 @@ def _read_arrow(content: bytes, path: Path) -> list[dict]:
             raise ValueError(f"the column {repeated[0]!r} occurs twice")
         return table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole Parquet or Arrow file ({_one_line(error)})") from None
+        raise ValueError(f"{path}: not a whole Parquet or Arrow file ({one_line(error)})") from None
 
 
 # ---- JSON

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ..files import one_line
+
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst")
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev", "eval"),
           "test": ("test", "testing")}
@@ -25,13 +27,13 @@ def fetch_dataset(name: str) -> list[Path]:
         listed = [file.rfilename for file in info.siblings]
     except Exception as error:  # the library raises its own, its HTTP client's and the system's
         raise ValueError(f"{name} is missing here, and the Hugging Face hub did not list it as a data set "
-                         f"({_first_line(error)}); check name and network, or download its files and name them"
+                         f"({one_line(error)}); check name and network, or download its files and name them"
                          ) from None
     files = choose_files(listed, name, split)
     try:
         return [Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset")) for file in files]
     except Exception as error:
-        raise ValueError(f"{name}: could not be fetched from the Hugging Face hub ({_first_line(error)}); try again, "
+        raise ValueError(f"{name}: could not be fetched from the Hugging Face hub ({one_line(error)}); try again, "
                          "or download its files and name them") from None
 
 
@@ -70,7 +72,3 @@ def _words(file: str) -> list[str]:
 def _split_of(file: str) -> str | None:
     words = _words(file)
     return next((split for split, names in SPLITS.items() if any(word in names for word in words)), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
