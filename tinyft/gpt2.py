@@ -1,7 +1,8 @@
 """GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 
-Inside, a batch has no padding: its rows stand one after the other as N tokens, and only attention has to
-know where each row starts. All else in a transformer works on single tokens.
+Inside, a batch has no padding: its rows stand one after the other as N tokens, and what rows share at their beginning
+stands there once (`segments.py`). Only attention has to know which token belongs to which row. All else in a
+transformer works on single tokens.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 from . import losses, ops
 from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
+from .segments import Segments, lay_out, segments_of
 from .tensor import Tensor
 
 _exact_gelu = partial(ops.gelu, exact=True)
@@ -179,28 +181,30 @@ class GPT2(Module):
         for block in self.h:
             block.drop.p = p
 
+    def draws_dropout(self, rng: np.random.Generator | None) -> bool:
+        """Whether a pass with this generator drops anything."""
+        return rng is not None and any(drop.p > 0 for drop in (self.drop, *(block.drop for block in self.h)))
+
     @property
     def output_weight(self) -> Tensor:
         """The output layer's table (V, C), which hidden states are multiplied by."""
         return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden(self, ids: np.ndarray, row_starts: np.ndarray, rng: np.random.Generator | None = None,
+    def hidden(self, ids: np.ndarray, segments: Segments, rng: np.random.Generator | None = None,
                keep: np.ndarray | None = None) -> Tensor:
-        """What the model knows after each token: ids (N,), row_starts (B+1,) -> (N, C).
+        """What the model knows after each token: ids (N,), laid out as `segments` say -> (N, C).
 
         rng: turns dropout on. keep (K,): indices of the only tokens that are asked for; the last block works
         for them alone, and the result is (K, C).
         """
-        longest = int(np.diff(row_starts).max(initial=0))
-        if longest > self.config.n_positions:
-            raise ValueError(f"GPT2: a row has {longest} tokens, expected at most n_positions = "
+        if segments.longest > self.config.n_positions:
+            raise ValueError(f"GPT2: a row has {segments.longest} tokens, expected at most n_positions = "
                              f"{self.config.n_positions}; cut it or use a model with more")
-        positions = np.arange(len(ids)) - np.repeat(row_starts[:-1], np.diff(row_starts))
-        return self.run_blocks(ids, positions, partial(self.attend_within_rows, row_starts), rng, keep)
+        return self.run_blocks(ids, segments.positions, partial(self.attend_within_rows, segments), rng, keep)
 
-    def attend_within_rows(self, row_starts: np.ndarray, layer: int, qkv: Tensor) -> Tensor:
+    def attend_within_rows(self, segments: Segments, layer: int, qkv: Tensor) -> Tensor:
         """Attention of a layer in which a token sees itself and those before it in its row: (N, 3C) -> (N, C)."""
-        return ops.causal_attention(qkv, n_head=self.config.n_head, row_starts=row_starts,
+        return ops.causal_attention(qkv, n_head=self.config.n_head, segments=segments,
                                     scale=self.config.attention_scale(layer))
 
     def run_blocks(self, ids: np.ndarray, positions: np.ndarray, attend: Callable[[int, Tensor], Tensor],
@@ -222,23 +226,30 @@ class GPT2(Module):
     def __call__(self, ids: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""
         ids = np.atleast_2d(ids)
-        row_starts = np.arange(0, ids.size + 1, max(1, ids.shape[1]))
-        hidden = self.hidden(ids.reshape(-1), row_starts, rng)
-        return self.logits(hidden).reshape(*ids.shape, self.config.vocab_size)
+        segments = segments_of([ids.shape[1]] * len(ids))
+        return self.logits(self.hidden(ids.reshape(-1), segments, rng)).reshape(*ids.shape, self.config.vocab_size)
 
     def loss(self, inputs: np.ndarray, targets: np.ndarray, total: int | None = None,
              rng: np.random.Generator | None = None) -> Tensor:
         """Cross-entropy per target: inputs (B, T), targets (B, T) with -100 where nothing is learned -> ().
 
-        What stands after a row's last target cannot touch the loss, since no token sees the future: it is
-        dropped here, padding with it; and what has no target itself only feeds the others' attention, so that
-        it ends in the last block. total: what to divide the sum by, if not this batch's target tokens.
+        Three things are not computed, and the loss is the same. What stands after a row's last target cannot touch the
+        loss, since no token sees the future: it is dropped here, padding with it. What has no target itself only feeds
+        the others' attention, so that it ends in the last block. And tokens in which rows begin alike are computed once
+        for all of them, unless dropout makes the rows differ. total: what to divide the sum by, if not this batch's
+        target tokens.
         """
         inputs, targets = np.atleast_2d(inputs), np.atleast_2d(targets)
         if inputs.shape != targets.shape:
             raise ValueError(f"GPT2.loss: inputs are {inputs.shape}, targets {targets.shape}, expected the same")
-        live, lengths = targets != IGNORE, needed_lengths(targets)
-        needed = np.arange(inputs.shape[1]) < lengths[:, None]
-        row_starts = np.concatenate([[0], np.cumsum(lengths)])
-        hidden = self.hidden(inputs[needed], row_starts, rng, keep=np.flatnonzero(live[needed]))
-        return losses.linear_cross_entropy(hidden, self.output_weight, targets[live], total=total)
+        segments, tokens = lay_out(inputs, needed_lengths(targets), share=not self.draws_dropout(rng))
+        ids = np.empty(segments.starts[-1], np.int64)
+        ids[tokens[tokens >= 0]] = inputs[tokens >= 0]
+        live = targets != IGNORE
+        # A token that rows share has as many targets as they differ in, and each as often as it occurs.
+        (of_token, chosen), counts = np.unique([tokens[live], targets[live]], axis=1, return_counts=True)
+        keep, place = np.unique(of_token, return_inverse=True)
+        hidden = self.hidden(ids, segments, rng, keep)
+        if len(keep) < len(place):
+            hidden = ops.embedding(hidden, place)
+        return losses.linear_cross_entropy(hidden, self.output_weight, chosen, counts=counts, total=total)

@@ -64,26 +64,27 @@ def _chunks_of_logits(rows: int, weight: np.ndarray) -> Iterator[slice]:
 
 
 @op
-def linear_cross_entropy(hidden, weight, targets, *, total=None, wanted):
+def linear_cross_entropy(hidden, weight, targets, *, counts=None, total=None, wanted):
     """Cross-entropy of logits = hidden @ weight.T, without ever holding all of them: the end of GPT-2.
 
-    hidden (N, C), weight (V, C), targets (N,) -> (): the sum over all targets but -100, divided by `total`
-    (their number by default; another one where a batch is split into several parts). Rows whose target is
-    -100 skip the product with the vocabulary. The others go through in chunks of LOGITS_BYTES, and since
+    hidden (N, C), weight (V, C), targets (N,) -> (): the sum over all targets but -100, each as often as `counts`
+    (N,) says, once by default, divided by `total` (the sum of these counts by default; another one where a batch is
+    split into several parts). Rows whose target is -100 skip the product with the vocabulary. The others go through in chunks of LOGITS_BYTES, and since
     the gradient of a chunk's logits replaces them, the gradients of hidden and weight that are wanted are formed
     in the forward pass, while the chunk is in the cache, and only scaled in the backward pass.
     """
     _check_head("linear_cross_entropy", hidden, weight, targets)
     live = _live_rows("linear_cross_entropy", targets, len(weight))
-    total = max(1, live.size if total is None else total)
-    rows, targets = hidden[live], targets[live]
+    counts = np.ones(live.size) if counts is None else counts[live]
+    total = max(1, counts.sum() if total is None else total)
+    rows, targets, scales = hidden[live], targets[live], (counts / total).astype(hidden.dtype)
     wants_hidden, wants_weight, _ = wanted
     drows = np.empty_like(rows) if wants_hidden else None
     dweight = (np.empty_like if live.size else np.zeros_like)(weight) if wants_weight else None
     loss = 0.0
     for part in _chunks_of_logits(live.size, weight):
         logits = gemm_of_context(rows[part], weight.T)
-        loss += cross_entropy_in_place(logits, targets[part], 1 / total).sum(dtype=np.float64)
+        loss += float(counts[part] @ cross_entropy_in_place(logits, targets[part], scales[part]))
         if wants_hidden:
             gemm_of_context(logits, weight, out=drows[part])
         if wants_weight:

@@ -342,27 +342,27 @@ def embedding(weight, ids):
 
 
 @op
-def causal_attention(qkv, *, n_head, row_starts, scale=None):
-    """Multi-head attention in which a token sees itself and those before it: (N, 3C) -> (N, C).
+def causal_attention(qkv, *, n_head, segments, scale=None):
+    """Multi-head attention in which a token sees itself and those before it in its row: (N, 3C) -> (N, C).
 
-    qkv: queries, keys and values side by side. row_starts: (B+1,) integers; row b of the batch is the tokens
-    row_starts[b] to row_starts[b+1] - 1. Attention is all that rows have to be told apart for. scale: what scores
-    are multiplied by before the softmax; 1 / sqrt(a head's size) if None.
+    qkv: queries, keys and values side by side. segments: which tokens belong to which row, see `segments.py`; of all
+    ops this one alone has to know. scale: what scores are multiplied by before the softmax; 1 / sqrt(a head's size) if
+    None.
     """
     width = qkv.shape[1]
     if width % (3 * n_head):
         raise ValueError(f"causal_attention: qkv is {qkv.shape}, expected 3 x n_head x size columns "
                          f"with n_head = {n_head}")
-    row_starts = np.asarray(row_starts, np.int64)
-    if row_starts[0] != 0 or row_starts[-1] != len(qkv) or np.any(np.diff(row_starts) < 0):
-        raise ValueError(f"causal_attention: row_starts is {row_starts}, expected to rise from 0 to {len(qkv)}")
+    if segments.starts[-1] != len(qkv):
+        raise ValueError(f"causal_attention: segments have {segments.starts[-1]} tokens, expected {len(qkv)} "
+                         f"to match qkv {qkv.shape}")
     scale = 1 / math.sqrt(width // (3 * n_head)) if scale is None else float(scale)
     qkv = np.ascontiguousarray(qkv)
-    out, lse = attention_forward(qkv, n_head, row_starts, scale, get_num_threads())
+    out, lse = attention_forward(qkv, n_head, segments, scale, get_num_threads())
 
     def backward(dout):
         dout = np.ascontiguousarray(dout)
-        return Donated(attention_backward(dout, qkv, n_head, row_starts, scale, lse, get_num_threads()))
+        return Donated(attention_backward(dout, qkv, n_head, segments, scale, lse, get_num_threads()))
 
     return out, backward
 

@@ -9,6 +9,7 @@ from numba import get_num_threads, set_num_threads
 
 from ..gpt2 import GPT2, GPT2Config
 from ..kernels.attention import attention_decode
+from ..segments import segments_of
 from ..tensor import Tensor, no_grad
 
 # A token that meets fewer weights than this is too little work to share: waking another thread costs as much as it
@@ -55,15 +56,15 @@ def prefill(model: GPT2, ids: np.ndarray, cache: KVCache) -> np.ndarray:
     if len(ids) > model.config.n_positions:
         raise ValueError(f"prefill: {len(ids)} tokens, expected at most n_positions = {model.config.n_positions}; "
                          "cut the prompt or use a model with more")
-    row_starts = np.array([0, len(ids)])
+    segments = segments_of([len(ids)])
 
     def attend(layer, qkv):
         cache.store(layer, qkv.data)
-        return model.attend_within_rows(row_starts, layer, qkv)
+        return model.attend_within_rows(segments, layer, qkv)
 
     with no_grad():
         last = np.array([len(ids) - 1])
-        hidden = model.run_blocks(np.asarray(ids), np.arange(len(ids)), attend, keep=last)
+        hidden = model.run_blocks(np.asarray(ids), segments.positions, attend, keep=last)
         cache.length = len(ids)
         return model.logits(hidden).data[0]
 

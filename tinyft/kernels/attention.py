@@ -1,7 +1,8 @@
 """Causal multi-head attention over rows of different lengths, without padding and without a T x T array.
 
-A batch is its tokens one after the other, `qkv` (N, 3C), and where each row starts, `row_starts` (B+1,).
-Every (row, head) pair is one task. Its queries run in blocks of QUERY_BLOCK; block by block the scores
+A batch is its tokens one after the other, `qkv` (N, 3C), and which of them see which: `Segments`, with the numbers
+of the tokens in each row. Every (segment, head) pair is one task. Its keys and values are gathered, those that it
+shares with other rows first; then its queries run in blocks of QUERY_BLOCK; block by block the scores
 against all keys up to the last query of the block are formed, turned into weights and used up. Queries
 never meet the keys of later blocks, so that half of the square is not computed, and scores never leave the
 cache (Dao et al., "FlashAttention", 2022, has the idea; a CPU's cache is large enough to hold whole rows
@@ -20,6 +21,7 @@ from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
 from .simd import exp, fetch_and_increment, lanes_of, maximum, new_counter
 
 QUERY_BLOCK = 4 * TILE_ROWS
+COLUMNS = 128  # that a thread adds up at a time
 
 
 @jit(reorder=True)
@@ -41,70 +43,81 @@ def _weights_from_scores(scores, visible, scale):
 
 
 @jit
-def _attend(qkv, query, key, value, stride, length, size, scale, out, out_start, out_stride, lse,
-            keys, values, rows, scores, partial_tile):
-    """One (row, head): out = softmax(scale Q K^T) V. query, key, value: where each starts in `qkv`."""
-    tile_columns = TILE_VECTORS * lanes_of(qkv)
-    pack_columns(qkv, key, stride, True, length, size, keys, 0, size * tile_columns)
-    pack_columns(qkv, value, stride, False, size, length, values, 0, length * tile_columns)
-    for first in range(0, length, QUERY_BLOCK):
-        last = min(length, first + QUERY_BLOCK)  # also the number of keys that this block can see
-        n_rows = last - first
-        pack_rows(qkv, query + first * stride, stride, False, n_rows, size, rows, size * TILE_ROWS)
-        multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
-                        scores, 0, length, n_rows, last, partial_tile, False)
-        for i in range(n_rows):
-            lse[first + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
-        pack_rows(scores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
-        multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
-                        out, out_start + first * out_stride, out_stride, n_rows, size, partial_tile, False)
+def _gather(qkv, column, stride, tokens, size, rows):
+    """Copy `size` columns of some tokens' rows, from `column` on, to rows[i * size : (i + 1) * size]."""
+    for i in range(tokens.size):
+        at = tokens[i] * stride + column
+        rows[i * size : (i + 1) * size] = qkv[at : at + size]
 
 
 @jit
-def _longest(row_starts):
+def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
+            gathered, keys, values, rows, scores, partial_tile):
+    """One (segment, head): out = softmax(scale Q K^T) V; Q from the row's own tokens, K and V from all of them."""
+    length, stride, width = tokens.size, 3 * out.shape[1], out.shape[1]
+    flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
+    column, tile_columns = head * size, TILE_VECTORS * lanes_of(flat_qkv)
+    _gather(flat_qkv, column + width, stride, tokens, size, gathered)
+    pack_columns(gathered, 0, size, True, length, size, keys, 0, size * tile_columns)
+    _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
+    pack_columns(gathered, 0, size, False, size, length, values, 0, length * tile_columns)
+    for first in range(shared, length, QUERY_BLOCK):
+        last = min(length, first + QUERY_BLOCK)  # also the number of keys that this block can see
+        n_rows, query = last - first, first_query + first - shared
+        pack_rows(flat_qkv, query * stride + column, stride, False, n_rows, size, rows, size * TILE_ROWS)
+        multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
+                        scores, 0, length, n_rows, last, partial_tile, False)
+        for i in range(n_rows):
+            lse[query + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
+        pack_rows(scores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
+        multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
+                        flat_out, query * width + column, width, n_rows, size, partial_tile, False)
+
+
+@jit
+def _longest(starts):
     longest = 0
-    for row in range(row_starts.size - 1):
-        longest = max(longest, row_starts[row + 1] - row_starts[row])
+    for row in range(starts.size - 1):
+        longest = max(longest, starts[row + 1] - starts[row])
     return longest
 
 
 @jit
-def _scratch(qkv, size, row_starts):
+def _scratch(flat_qkv, size, longest):
     """What one thread needs for its rows and heads, one after the other, in both passes.
 
-    Room to pack (size x longest row), (longest x size), and rows; to hold scores; and for a partial tile.
+    Room to gather (longest row x size), to pack (size x longest row), (longest x size), and rows; to hold scores; and
+    for a partial tile.
     """
-    tile_columns, longest = TILE_VECTORS * lanes_of(qkv), _longest(row_starts)
-    across = np.empty(round_up(longest, tile_columns) * size, qkv.dtype)
-    down = np.empty(round_up(size, tile_columns) * longest, qkv.dtype)
+    tile_columns = TILE_VECTORS * lanes_of(flat_qkv)
+    gathered = np.empty(longest * size, flat_qkv.dtype)
+    across = np.empty(round_up(longest, tile_columns) * size, flat_qkv.dtype)
+    down = np.empty(round_up(size, tile_columns) * longest, flat_qkv.dtype)
     rows = np.empty(max(QUERY_BLOCK * max(longest, size), round_up(longest, TILE_ROWS) * QUERY_BLOCK) + tile_columns,
-                    qkv.dtype)
-    scores = np.empty(QUERY_BLOCK * longest, qkv.dtype)
-    return across, down, rows, scores, np.empty(TILE_ROWS * tile_columns, qkv.dtype)
+                    flat_qkv.dtype)
+    scores = np.empty(QUERY_BLOCK * longest, flat_qkv.dtype)
+    return gathered, across, down, rows, scores, np.empty(TILE_ROWS * tile_columns, flat_qkv.dtype)
 
 
 @jit
-def _attend_to_tasks(counter, qkv, heads, row_starts, scale, out, lse):
-    """What one thread does in `attention_forward`: take (row, head) pairs until none is left."""
-    stride, width = qkv.shape[1], qkv.shape[1] // 3
-    size = width // heads
-    flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
-    keys, values, rows, scores, partial_tile = _scratch(flat_qkv, size, row_starts)
+def _attend_to_tasks(counter, qkv, heads, segments, scale, out, lse):
+    """What one thread does in `attention_forward`: take (segment, head) pairs until none is left."""
+    size, starts = out.shape[1] // heads, segments.seen_starts
+    gathered, keys, values, rows, scores, partial_tile = _scratch(qkv.reshape(-1), size, _longest(starts))
     while True:
         task = fetch_and_increment(counter)
-        if task >= (row_starts.size - 1) * heads:
+        if task >= (starts.size - 1) * heads:
             break
-        row, head = task // heads, task % heads
-        start, end = row_starts[row], row_starts[row + 1]
-        at = start * stride + head * size
-        _attend(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
-                flat_out, start * width + head * size, width, lse[head, start:end],
-                keys, values, rows, scores, partial_tile)
+        segment, head = task // heads, task % heads
+        tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
+        shared = tokens.size - (segments.starts[segment + 1] - own)
+        _attend(qkv, own, head, tokens, shared, size, scale, out, lse[head],
+                gathered, keys, values, rows, scores, partial_tile)
 
 
 @jit(parallel=True)
-def attention_forward(qkv, heads, row_starts, scale, threads):
-    """(N, 3C), heads, (B+1,) -> out (N, C), and lse (heads, N) for the backward pass.
+def attention_forward(qkv, heads, segments, scale, threads):
+    """(N, 3C), heads, `Segments` -> out (N, C), and lse (heads, N) for the backward pass.
 
     The columns of qkv are all queries, all keys, all values, each (heads, C / heads), as GPT-2's c_attn
     makes them. A token attends to itself and to those before it in its row. scale: what scores are multiplied by.
@@ -113,7 +126,7 @@ def attention_forward(qkv, heads, row_starts, scale, threads):
     out, lse = np.empty((tokens, qkv.shape[1] // 3), qkv.dtype), np.empty((heads, tokens), qkv.dtype)
     counter = new_counter()
     for _ in prange(threads):
-        _attend_to_tasks(counter, qkv, heads, row_starts, qkv.dtype.type(scale), out, lse)
+        _attend_to_tasks(counter, qkv, heads, segments, qkv.dtype.type(scale), out, lse)
     return out, lse
 
 
@@ -140,78 +153,122 @@ def _scores_backward(weights, dweights, scale):
 
 
 @jit
-def _attend_backward(qkv, query, key, value, stride, length, size, scale, dout, dout_start, dout_stride, lse, dqkv,
-                     keys, values, keys_down, block, rows, scores, dscores, partial_tile):
-    """One (row, head); dqkv has the places and strides of qkv. Forward: S = Q K^T, W = softmax(S), O = W V."""
-    tile_columns = TILE_VECTORS * lanes_of(qkv)
+def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, lse, dqkv, dkeys, dvalues,
+                     gathered, keys, values, keys_down, block, rows, scores, dscores, partial_tile):
+    """One (segment, head): queries' gradients into dqkv, those of all keys and values that it saw into dkeys, dvalues.
+
+    Forward: S = Q K^T, W = softmax(S), O = W V.
+    """
+    length, stride, width = tokens.size, qkv.shape[1], dout.shape[1]
+    flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
+    column, tile_columns = head * size, TILE_VECTORS * lanes_of(flat_qkv)
     panel = size * tile_columns
-    pack_columns(qkv, key, stride, True, length, size, keys, 0, panel)
-    pack_columns(qkv, value, stride, True, length, size, values, 0, panel)
-    pack_columns(qkv, key, stride, False, size, length, keys_down, 0, length * tile_columns)
-    for i in range(length):
-        dqkv[key + i * stride : key + i * stride + size] = 0
-        dqkv[value + i * stride : value + i * stride + size] = 0
-    for first in range(0, length, QUERY_BLOCK):
+    _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
+    pack_columns(gathered, 0, size, True, length, size, values, 0, panel)
+    _gather(flat_qkv, column + width, stride, tokens, size, gathered)
+    pack_columns(gathered, 0, size, True, length, size, keys, 0, panel)
+    pack_columns(gathered, 0, size, False, size, length, keys_down, 0, length * tile_columns)
+    dkeys[: length * size] = 0
+    dvalues[: length * size] = 0
+    for first in range(shared, length, QUERY_BLOCK):
         last = min(length, first + QUERY_BLOCK)
-        n_rows = last - first
-        queries, douts = query + first * stride, dout_start + first * dout_stride
+        n_rows, query = last - first, first_query + first - shared
+        queries, douts = query * stride + column, query * width + column
 
         # W again, and dW = dO V^T
-        pack_rows(qkv, queries, stride, False, n_rows, size, rows, size * TILE_ROWS)
+        pack_rows(flat_qkv, queries, stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, keys, 0, panel, size,
                         scores, 0, length, n_rows, last, partial_tile, False)
-        pack_rows(dout, douts, dout_stride, False, n_rows, size, rows, size * TILE_ROWS)
+        pack_rows(flat_dout, douts, width, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, values, 0, panel, size,
                         dscores, 0, length, n_rows, last, partial_tile, False)
         for i in range(n_rows):
             weights, dweights = scores[i * length : i * length + last], dscores[i * length : i * length + last]
-            _weights_again(weights, first + i + 1, scale, lse[first + i])
+            _weights_again(weights, first + i + 1, scale, lse[query + i])
             _scores_backward(weights, dweights, scale)
 
         # dQ = dS K
         pack_rows(dscores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, keys_down, 0, length * tile_columns, last,
-                        dqkv, queries, stride, n_rows, size, partial_tile, False)
+                        flat_dqkv, queries, stride, n_rows, size, partial_tile, False)
         # dV += W^T dO
         pack_rows(scores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
-        pack_columns(dout, douts, dout_stride, False, size, n_rows, block, 0, n_rows * tile_columns)
+        pack_columns(flat_dout, douts, width, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
-                        dqkv, value, stride, last, size, partial_tile, True)
+                        dvalues, 0, size, last, size, partial_tile, True)
         # dK += dS^T Q
         pack_rows(dscores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
-        pack_columns(qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
+        pack_columns(flat_qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
-                        dqkv, key, stride, last, size, partial_tile, True)
+                        dkeys, 0, size, last, size, partial_tile, True)
 
 
 @jit
-def _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, scale, lse, dqkv):
+def _hand_out(dkeys, dvalues, head, size, own, shared, length, dqkv, dshared):
+    """Copy the gradients of one (segment, head): of its own tokens into dqkv, from row `own` on, of others into dshared.
+
+    dshared: (shared, 2C), keys and values side by side.
+    """
+    width = dshared.shape[1] // 2
+    for i in range(length):
+        of_keys, of_values = dkeys[i * size : (i + 1) * size], dvalues[i * size : (i + 1) * size]
+        into = dshared[i] if i < shared else dqkv[own + i - shared, width:]
+        into[head * size : (head + 1) * size] = of_keys
+        into[width + head * size : width + (head + 1) * size] = of_values
+
+
+@jit
+def _attend_to_tasks_backward(counter, dout, qkv, heads, segments, scale, lse, dqkv, dshared):
     """What one thread does in `attention_backward`."""
-    stride, width = qkv.shape[1], qkv.shape[1] // 3
-    size = width // heads
-    flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
-    keys, keys_down, rows, scores, partial_tile = _scratch(flat_qkv, size, row_starts)
+    size, starts = dout.shape[1] // heads, segments.seen_starts
+    longest = _longest(starts)
+    gathered, keys, keys_down, rows, scores, partial_tile = _scratch(qkv.reshape(-1), size, longest)
     values, dscores = np.empty_like(keys), np.empty_like(scores)
-    block = np.empty(round_up(size, TILE_VECTORS * lanes_of(flat_qkv)) * QUERY_BLOCK, qkv.dtype)
+    dkeys, dvalues = np.empty_like(gathered), np.empty_like(gathered)
+    block = np.empty(round_up(size, TILE_VECTORS * lanes_of(scores)) * QUERY_BLOCK, qkv.dtype)
     while True:
         task = fetch_and_increment(counter)
-        if task >= (row_starts.size - 1) * heads:
+        if task >= (starts.size - 1) * heads:
             break
-        row, head = task // heads, task % heads
-        start, end = row_starts[row], row_starts[row + 1]
-        at = start * stride + head * size
-        _attend_backward(flat_qkv, at, at + width, at + 2 * width, stride, end - start, size, scale,
-                         flat_dout, start * width + head * size, width, lse[head, start:end], flat_dqkv,
-                         keys, values, keys_down, block, rows, scores, dscores, partial_tile)
+        segment, head = task // heads, task % heads
+        tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
+        shared = tokens.size - (segments.starts[segment + 1] - own)
+        _attend_backward(qkv, own, head, tokens, shared, size, scale, dout, lse[head], dqkv, dkeys, dvalues,
+                         gathered, keys, values, keys_down, block, rows, scores, dscores, partial_tile)
+        before = starts[segment] - own  # shared tokens of all segments before this one
+        _hand_out(dkeys, dvalues, head, size, own, shared, tokens.size, dqkv, dshared[before : before + shared])
+
+
+@jit
+def _add_shared(block, segments, dshared, dqkv):
+    """Add to the gradients of keys and values what came from segments that share them: one block of columns."""
+    width, row = dshared.shape[1] // 2, 0
+    low, high = block * COLUMNS, min(2 * width, (block + 1) * COLUMNS)
+    for segment in range(segments.starts.size - 1):
+        first = segments.seen_starts[segment]
+        own = segments.starts[segment + 1] - segments.starts[segment]
+        for i in range(first, segments.seen_starts[segment + 1] - own):
+            source, target = dshared[row, low:high], dqkv[segments.seen[i], width + low : width + high]
+            for j in range(source.size):
+                target[j] += source[j]
+            row += 1
 
 
 @jit(parallel=True)
-def attention_backward(dout, qkv, heads, row_starts, scale, lse, threads):
-    """Gradient of qkv (N, 3C) from that of the result, dout (N, C). A task owns its part of all three."""
+def attention_backward(dout, qkv, heads, segments, scale, lse, threads):
+    """Gradient of qkv (N, 3C) from that of the result, dout (N, C).
+
+    Several segments see a token that they share, and threads would race for its gradient: what does not belong to a
+    segment's own tokens is put aside and added when all are done, in the order of the segments.
+    """
     dqkv = np.empty_like(qkv)
+    dshared = np.empty((segments.seen.size - qkv.shape[0], 2 * dout.shape[1]), qkv.dtype)
     counter = new_counter()
     for _ in prange(threads):
-        _attend_to_tasks_backward(counter, dout, qkv, heads, row_starts, qkv.dtype.type(scale), lse, dqkv)
+        _attend_to_tasks_backward(counter, dout, qkv, heads, segments, qkv.dtype.type(scale), lse, dqkv, dshared)
+    if dshared.shape[0] > 0:
+        for block in prange((dshared.shape[1] + COLUMNS - 1) // COLUMNS):
+            _add_shared(block, segments, dshared, dqkv)
     return dqkv
 
 

@@ -29,16 +29,15 @@ def _softmax_minus_target(logits, target, scale):
 
 
 @jit(parallel=True)
-def cross_entropy_in_place(logits, targets, scale):
+def cross_entropy_in_place(logits, targets, scales):
     """Losses (rows,) of logits (rows, V) against targets (rows,), none of them -100.
 
-    `logits` becomes the gradient of scale * sum(losses): it is never needed again, and a batch of
+    `logits` becomes the gradient of sum(scales * losses), scales (rows,): it is never needed again, and a batch of
     GPT-2's logits is the largest array of all.
     """
     losses = np.empty(logits.shape[0], logits.dtype)
-    scale = logits.dtype.type(scale)
     for row in prange(logits.shape[0]):
-        losses[row] = _softmax_minus_target(logits[row], targets[row], scale)
+        losses[row] = _softmax_minus_target(logits[row], targets[row], scales[row])
     return losses
 
 
