@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyft.kernels.attention import attention_backward, attention_decode, attention_forward
 from tinyft.kernels.matmul import gemm
+from tinyft.segments import segments_of
 
 
 def wide(*arrays):
@@ -121,38 +122,49 @@ def split_heads(qkv, heads):
     return qkv.reshape(tokens, 3, heads, stride // 3 // heads).transpose(1, 2, 0, 3)
 
 
-def attention(qkv, heads, row_starts):
-    """One query at a time."""
-    q, k, v = split_heads(qkv, heads)
-    out = np.zeros_like(q)
-    for start, end in zip(row_starts, row_starts[1:], strict=False):
-        for head in range(heads):
-            for t in range(start, end):
-                seen = slice(start, t + 1)
-                weights = softmax(k[head, seen] @ q[head, t] / math.sqrt(q.shape[2]))
-                out[head, t] = weights @ v[head, seen]
-    return out.transpose(1, 0, 2).reshape(len(qkv), qkv.shape[1] // 3)
+def rows_in_full(segments):
+    """(the numbers of a row's tokens, how many of them it shares with earlier segments) of each segment."""
+    for segment, own in enumerate(np.diff(segments.starts)):
+        tokens = segments.row(segment)
+        yield tokens, len(tokens) - own
 
 
-def attention_gradient(dout, qkv, heads, row_starts, magnitude=False):
-    """One query at a time. magnitude: the sum of absolute values of the terms instead of their sum."""
-    q, k, v = split_heads(qkv, heads)
-    size = q.shape[2]
-    scale = 1 / math.sqrt(size)
-    do = dout.reshape(len(dout), heads, size).transpose(1, 0, 2)
-    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+def attention(qkv, heads, segments):
+    """One query at a time; each row has its own copies of the tokens that it shares."""
+    out = np.zeros((len(qkv), heads, qkv.shape[1] // 3 // heads))
+    for tokens, shared in rows_in_full(segments):
+        q, k, v = split_heads(qkv[tokens], heads)
+        for t in range(shared, len(tokens)):
+            for head in range(heads):
+                weights = softmax(k[head, : t + 1] @ q[head, t] / math.sqrt(q.shape[2]))
+                out[tokens[t], head] = weights @ v[head, : t + 1]
+    return out.reshape(len(qkv), qkv.shape[1] // 3)
+
+
+def attention_gradient(dout, qkv, heads, segments, magnitude=False):
+    """One query at a time; the gradients of a token's copies are summed.
+
+    magnitude: the sum of absolute values of the terms instead of their sum.
+    """
+    dqkv = np.zeros_like(qkv)
     sign, size_of = (1, np.abs) if magnitude else (-1, lambda x: x)
-    for start, end in zip(row_starts, row_starts[1:], strict=False):
+    for tokens, shared in rows_in_full(segments):
+        q, k, v = split_heads(qkv[tokens], heads)
+        dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+        size = q.shape[2]
+        scale = 1 / math.sqrt(size)
+        do = dout[tokens].reshape(len(tokens), heads, size).transpose(1, 0, 2)
         for head in range(heads):
-            for t in range(start, end):
-                seen = slice(start, t + 1)
+            for t in range(shared, len(tokens)):
+                seen = slice(t + 1)
                 weights = softmax(k[head, seen] @ q[head, t] * scale)
                 dweights = size_of(v[head, seen]) @ size_of(do[head, t])
                 dscores = weights * (dweights + sign * (weights @ dweights)) * scale
                 dv[head, seen] += np.outer(weights, size_of(do[head, t]))
                 dk[head, seen] += np.outer(dscores, size_of(q[head, t]))
                 dq[head, t] += dscores @ size_of(k[head, seen])
-    return np.stack([dq, dk, dv]).transpose(2, 0, 1, 3).reshape(qkv.shape)
+        dqkv[tokens] += np.stack([dq, dk, dv]).transpose(2, 0, 1, 3).reshape(qkv[tokens].shape)
+    return dqkv
 
 
 # ---- checks that also run in a fresh interpreter with narrower vectors, see test_jit.py
@@ -174,51 +186,57 @@ def check_matmul(rng, rows, depth, columns, dtype, a_transposed=False, b_transpo
     assert_within(got, expected, sum_error(depth, dtype) * magnitude)
 
 
-def attention_error(qkv, heads, row_starts) -> float:
+def attention_error(qkv, heads, segments) -> float:
     """Relative error of a softmax weight, and of the sum over the weights of a row.
 
     A score is wrong by its sum's error, once more by (score - top) * scale; the exponential turns that into a
     relative error, for the weight and for the denominator, and adds its own 2 ulp.
     """
     q, k, _ = split_heads(np.abs(wide(qkv)), heads)
-    size, longest = q.shape[2], int(np.diff(row_starts).max(initial=0))
-    score = max(((q[:, start:end] @ k[:, start:end].transpose(0, 2, 1)).max(initial=0)
-                 for start, end in zip(row_starts, row_starts[1:], strict=False)), default=0) / math.sqrt(size)
+    size = q.shape[2]
+    score = max(((q[:, tokens[shared:]] @ k[:, tokens].transpose(0, 2, 1)).max(initial=0)
+                 for tokens, shared in rows_in_full(segments)), default=0) / math.sqrt(size)
     one_score = sum_error(size, qkv.dtype) * score + 2 * eps(qkv.dtype) * score
-    return 2 * one_score + 4 * eps(qkv.dtype) + 2 * sum_error(longest, qkv.dtype)
+    return 2 * one_score + 4 * eps(qkv.dtype) + 2 * sum_error(segments.longest, qkv.dtype)
 
 
-def check_attention(rng, lengths, heads, size, dtype, threads=2):
-    row_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    qkv = rng.standard_normal((row_starts[-1], 3 * heads * size)).astype(dtype)
-    dout = rng.standard_normal((row_starts[-1], heads * size)).astype(dtype)
-    error = attention_error(qkv, heads, row_starts)
-    out, lse = attention_forward(qkv, heads, row_starts, 1 / math.sqrt(size), threads)
+def most_looked_at(segments) -> int:
+    """How many queries see the token that most of them see."""
+    queries, rows = np.diff(segments.starts), np.diff(segments.seen_starts)
+    return int(np.bincount(segments.seen, np.repeat(queries, rows)).max(initial=0))
+
+
+def check_attention(rng, segments, heads, size, dtype, threads=2):
+    tokens = int(segments.starts[-1])
+    qkv = rng.standard_normal((tokens, 3 * heads * size)).astype(dtype)
+    dout = rng.standard_normal((tokens, heads * size)).astype(dtype)
+    error = attention_error(qkv, heads, segments)
+    out, lse = attention_forward(qkv, heads, segments, 1 / math.sqrt(size), threads)
     assert out.dtype == dtype
     # With |v| the same sum has no cancellation.
     magnitude = attention(np.concatenate([wide(qkv)[:, : 2 * heads * size],
-                                          np.abs(wide(qkv))[:, 2 * heads * size :]], axis=1), heads, row_starts)
-    assert_within(out, attention(wide(qkv), heads, row_starts), error * magnitude)
+                                          np.abs(wide(qkv))[:, 2 * heads * size :]], axis=1), heads, segments)
+    assert_within(out, attention(wide(qkv), heads, segments), error * magnitude)
 
-    dqkv = attention_backward(dout, qkv, heads, row_starts, 1 / math.sqrt(size), lse, threads)
+    dqkv = attention_backward(dout, qkv, heads, segments, 1 / math.sqrt(size), lse, threads)
     assert dqkv.dtype == dtype
-    magnitude = attention_gradient(wide(dout), wide(qkv), heads, row_starts, magnitude=True)
-    # Weights are formed again (the same error once more), and two more sums follow: over `size`, over rows.
-    error = 2 * error + sum_error(size, dtype) + sum_error(max(lengths, default=0), dtype)
-    assert_within(dqkv, attention_gradient(wide(dout), wide(qkv), heads, row_starts), error * magnitude)
+    magnitude = attention_gradient(wide(dout), wide(qkv), heads, segments, magnitude=True)
+    # Weights are formed again (the same error once more), and two more sums follow: over `size`, over queries or keys.
+    error = 2 * error + sum_error(size, dtype) + sum_error(max(most_looked_at(segments), segments.longest), dtype)
+    assert_within(dqkv, attention_gradient(wide(dout), wide(qkv), heads, segments), error * magnitude)
 
 
 def check_decode(rng, length, heads, size, dtype):
     qkv = rng.standard_normal((length, 3 * heads * size)).astype(dtype)
-    row_starts = np.array([0, length])
+    segments = segments_of([length])
     q, k, v = split_heads(qkv, heads)
     room = 3  # a cache is longer than what stands in it; what stands behind must not count
     keys = np.full((heads, length + room, size), np.nan, dtype)
     values = np.full_like(keys, np.nan)
     keys[:, :length], values[:, :length] = k, v
     got = attention_decode(np.ascontiguousarray(q[:, -1]), keys, values, length, 1 / math.sqrt(size))
-    last, _ = attention_forward(qkv, heads, row_starts, 1 / math.sqrt(size), 1)
-    error = attention_error(qkv, heads, row_starts)
+    last, _ = attention_forward(qkv, heads, segments, 1 / math.sqrt(size), 1)
+    error = attention_error(qkv, heads, segments)
     # Two kernels, each off by at most `error`.
     assert_within(got.reshape(-1), wide(last[-1]), 2 * error * np.abs(wide(v)).max(axis=1).reshape(-1))
 
@@ -230,5 +248,5 @@ def check_a_few_shapes():
         for b_transposed in (False, True):
             check_matmul(rng, 31, 389, 67, np.float32, a_transposed, b_transposed, bias=True)
             check_matmul(rng, 6, 5, 3, np.float32, a_transposed, b_transposed)
-    check_attention(rng, [1, 0, 97, 13], 3, 5, np.float32)
-    check_attention(rng, [64], 2, 32, np.float32)
+    check_attention(rng, segments_of([1, 0, 97, 13], [-1, -1, 0, 2], [0, 0, 0, 62]), 3, 5, np.float32)
+    check_attention(rng, segments_of([64]), 2, 32, np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinyft import Tensor, gradcheck, losses, op, ops
+from tinyft.segments import segments_of
 
 RNG = np.random.default_rng(1)
 
@@ -35,13 +36,14 @@ def indexed(*keys):
     return [(lambda x, key=key: ops.index(x, key=key), [normal(4, 3)]) for key in keys]
 
 
-def attention(lengths, heads, size):
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+def attention(lengths, heads, size, *parents_and_shared):
+    segments = segments_of(lengths, *parents_and_shared)
     qkv = normal(sum(lengths), 3 * heads * size)
-    return lambda qkv: ops.causal_attention(qkv, n_head=heads, row_starts=starts), [qkv]
+    return lambda qkv: ops.causal_attention(qkv, n_head=heads, segments=segments), [qkv]
 
 
 TARGETS = np.array([2, -100, 0, 4, -100, 2, 1])
+COUNTS = np.array([1, 7, 3, 1, 1, 2, 4])  # how often each occurs
 
 CASES = {
     "add": both_ways(ops.add),
@@ -95,7 +97,8 @@ CASES = {
         (ops.embedding, [normal(4, 3), np.array(2)]),
     ],
     "causal_attention": [attention([5], 2, 3), attention([1], 1, 1), attention([2, 0, 7, 1], 3, 2),
-                         attention([19, 3], 1, 2)],
+                         attention([19, 3], 1, 2), attention([4, 3, 0, 2, 1], 2, 3, [-1, 0, 0, 1, -1], [0, 2, 3, 4, 0]),
+                         attention([17, 2, 3], 1, 2, [-1, 0, 1], [0, 17, 18])],
     "dropout": [
         (lambda x, p=p: ops.dropout(x, p=p, rng=np.random.default_rng(3)), [normal(4, 5)]) for p in (0.0, 0.3, 0.9)
     ],
@@ -108,6 +111,8 @@ CASES = {
     "linear_cross_entropy": [
         (losses.linear_cross_entropy, [normal(7, 3), normal(5, 3), TARGETS]),
         (lambda *inputs: losses.linear_cross_entropy(*inputs, total=12), [normal(7, 3), normal(5, 3), TARGETS]),
+        *((lambda *inputs, total=total: losses.linear_cross_entropy(*inputs, counts=COUNTS, total=total),
+           [normal(7, 3), normal(5, 3), TARGETS]) for total in (None, 12)),
         (losses.linear_cross_entropy, [normal(2, 3), normal(5, 3), np.array([-100, -100])]),
         (losses.linear_cross_entropy, [normal(1, 3), normal(5, 3), np.array([4])]),
     ],
@@ -132,12 +137,12 @@ def test_gradient(name, case):
 
 
 def test_gradients_through_several_ops():
-    starts = np.array([0, 4, 9])
+    segments = segments_of([4, 5])
     ids, targets = np.array([0, 1, 2, 1, 5, 3, 3, 0, 4]), np.array([1, 2, -100, 5, 3, 3, -100, 4, 0])
 
     def block(table, g, b, weight, bias):
         x = ops.embedding(table, ids)
-        h = ops.causal_attention(ops.linear(ops.layer_norm(x, g, b), weight, bias), n_head=2, row_starts=starts)
+        h = ops.causal_attention(ops.linear(ops.layer_norm(x, g, b), weight, bias), n_head=2, segments=segments)
         return losses.linear_cross_entropy(ops.gelu(x + h), table, targets)  # tied weights: two gradients for one table
 
     assert gradcheck(block, [normal(6, 4), normal(4), normal(4), normal(4, 12), normal(12)])
@@ -315,10 +320,11 @@ def test_linear_cross_entropy_is_cross_entropy_of_the_product(rng):
 
 @pytest.mark.parametrize("rows_at_a_time", [0, 1, 2, 5])
 @pytest.mark.parametrize("dout", [1.0, -2.5])
-def test_chunks_change_nothing(rng, monkeypatch, rows_at_a_time, dout):
+@pytest.mark.parametrize("counts", [None, np.arange(23)])
+def test_chunks_change_nothing(rng, monkeypatch, rows_at_a_time, dout, counts):
     hidden, weight = rng.standard_normal((23, 6)), rng.standard_normal((11, 6))
     targets = np.where(rng.random(23) < 0.3, -100, rng.integers(0, 11, 23))
-    whole = loss_and_gradients(hidden, weight, targets, dout)
+    whole = loss_and_gradients(hidden, weight, targets, dout, counts=counts)
     # Less than a row's worth still takes one row at a time.
     monkeypatch.setattr(losses, "LOGITS_BYTES", max(1, rows_at_a_time * 11 * 8))
     calls = []
@@ -329,9 +335,21 @@ def test_chunks_change_nothing(rng, monkeypatch, rows_at_a_time, dout):
         return kernel(logits, *rest)
 
     monkeypatch.setattr(losses, "cross_entropy_in_place", counting)
-    for a, b in zip(loss_and_gradients(hidden, weight, targets, dout), whole, strict=True):
+    for a, b in zip(loss_and_gradients(hidden, weight, targets, dout, counts=counts), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
     assert max(calls) <= max(1, rows_at_a_time) and sum(calls) == (targets != -100).sum()
+
+
+@pytest.mark.parametrize("total", [None, 5])
+def test_a_count_is_so_many_equal_rows(rng, total):
+    hidden, weight = rng.standard_normal((7, 3)), rng.standard_normal((5, 3))
+    loss, dhidden, dweight = loss_and_gradients(hidden, weight, TARGETS, counts=COUNTS, total=total)
+    each = np.repeat(np.arange(7), COUNTS)
+    expected, dcopies, dweight_of_copies = loss_and_gradients(hidden[each], weight, TARGETS[each], total=total)
+    of_all = np.zeros_like(hidden)
+    np.add.at(of_all, each, dcopies)
+    for a, b in ((loss, expected), (dhidden, of_all), (dweight, dweight_of_copies)):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
 
 
 def test_parts_of_a_batch_add_up(rng):
@@ -498,9 +516,11 @@ ONES = np.ones
     (lambda: ops.pow(0, ONES(3)), ValueError, ["pow", "base is 0", "above 0"]),
     (lambda: ops.embedding(ONES((4, 2)), np.array([0, 4])), IndexError, ["embedding", "0 to 4", "0 to 3"]),
     (lambda: ops.embedding(ONES((4, 2)), np.array([-1, 3])), IndexError, ["embedding", "-1 to 3"]),
-    (lambda: ops.causal_attention(ONES((2, 10)), n_head=2, row_starts=[0, 2]), ValueError, ["n_head = 2"]),
-    (lambda: ops.causal_attention(ONES((2, 6)), n_head=2, row_starts=[0, 1]), ValueError, ["row_starts", "0 to 2"]),
-    (lambda: ops.causal_attention(ONES((2, 6)), n_head=2, row_starts=[0, 2, 1, 2]), ValueError, ["row_starts", "rise"]),
+    (lambda: ops.causal_attention(ONES((2, 10)), n_head=2, segments=segments_of([2])), ValueError, ["n_head = 2"]),
+    (lambda: ops.causal_attention(ONES((2, 6)), n_head=2, segments=segments_of([1])), ValueError,
+     ["causal_attention: segments have 1 tokens", "expected 2", r"\(2, 6\)"]),
+    (lambda: ops.causal_attention(ONES((4, 6)), n_head=2, segments=segments_of([3, 2], [-1, 0], [0, 2])), ValueError,
+     ["causal_attention: segments have 5 tokens", "expected 4"]),
     (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0])), ValueError, [r"\(1,\)", r"\(2,\)", r"\(2, 3\)"]),
     (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0, 3])), IndexError, ["cross_entropy", "0 to 3", "0 to 2"]),
     (lambda: losses.cross_entropy(ONES((2, 3)), np.array([0, -1])), IndexError, ["cross_entropy", "-1 to 0"]),

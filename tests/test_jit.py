@@ -125,7 +125,8 @@ from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_pla
 rng = np.random.default_rng(0)
 for _ in range(300):
     logits, targets = rng.standard_normal((11, 257)).astype(np.float32), rng.integers(0, 257, 11)
-    losses = cross_entropy_in_place(logits.copy(), targets, 1.0)
+    scales = np.ones(11, np.float32)
+    losses = cross_entropy_in_place(logits.copy(), targets, scales)
     if "both" == {which!r}:
         assert np.array_equal(losses, cross_entropy_and_gradient(logits, targets, 1.0)[0])
 """

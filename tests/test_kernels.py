@@ -234,9 +234,9 @@ def test_gelu_keeps_nan(dtype, forward, backward):
 @pytest.mark.parametrize("logit_size", [1, 40])
 def test_cross_entropy(rng, dtype, rows, width, logit_size):
     logits, targets = normal(rng, (rows, width), dtype, logit_size), rng.integers(0, width, rows)
-    scale = 0.3
+    scales = rng.uniform(0.1, 1, rows).astype(dtype)
     gradient = logits.copy()
-    losses = cross_entropy_in_place(gradient, targets, scale)
+    losses = cross_entropy_in_place(gradient, targets, scales)
     expected_losses, expected = reference.cross_entropy(wide(logits), targets) if rows else (wide(losses), wide(logits))
     x = wide(logits)
     gap = np.abs(x - x.max(axis=1, keepdims=True, initial=-np.inf))
@@ -246,10 +246,13 @@ def test_cross_entropy(rng, dtype, rows, width, logit_size):
     moved = (p * gap).sum(axis=1) * eps(dtype)
     bound = e + moved + eps(dtype) * (gap[np.arange(rows), targets] + np.abs(expected_losses))
     assert_within(losses, expected_losses, bound)
-    bound = scale * (p * (e + 2 * gap * eps(dtype) + moved[:, None]) + 2 * eps(dtype) * np.abs(expected))
-    bound += scale * eps(dtype) * (np.arange(width) == targets[:, None]) + float(np.finfo(dtype).tiny)
-    assert_within(gradient, scale * expected, bound)
-    before, some = logits.copy(), np.where(np.arange(rows) % 3 == 1, -100, targets)
+    bound = p * (e + 2 * gap * eps(dtype) + moved[:, None]) + 2 * eps(dtype) * np.abs(expected)
+    bound += eps(dtype) * (np.arange(width) == targets[:, None])
+    each = wide(scales)[:, None]
+    assert_within(gradient, each * expected, each * bound + float(np.finfo(dtype).tiny))
+    scale, before, some = 0.3, logits.copy(), np.where(np.arange(rows) % 3 == 1, -100, targets)
+    gradient = logits.copy()
+    losses = cross_entropy_in_place(gradient, targets, np.full(rows, scale, dtype))
     apart_losses, apart = cross_entropy_and_gradient(logits, some, scale)
     np.testing.assert_array_equal(logits, before)
     np.testing.assert_array_equal(apart_losses, np.where(some < 0, 0, losses))
@@ -261,7 +264,7 @@ def test_cross_entropy_keeps_nan(dtype, width):
     for at in {0, width // 2, width - 1}:
         logits = np.zeros((3, width), dtype)
         logits[1, at] = np.nan
-        losses = cross_entropy_in_place(logits, np.zeros(3, np.int64), 1.0)
+        losses = cross_entropy_in_place(logits, np.zeros(3, np.int64), np.ones(3, dtype))
         np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
         assert np.isnan(logits[1]).all() and np.isfinite(logits[[0, 2]]).all()
 

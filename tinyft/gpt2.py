@@ -242,6 +242,9 @@ class GPT2(Module):
         inputs, targets = np.atleast_2d(inputs), np.atleast_2d(targets)
         if inputs.shape != targets.shape:
             raise ValueError(f"GPT2.loss: inputs are {inputs.shape}, targets {targets.shape}, expected the same")
+        for name, numbers in (("inputs", inputs), ("targets", targets)):
+            if numbers.dtype.kind not in "iu":
+                raise TypeError(f"GPT2.loss: {name} are {numbers.dtype}, expected integers")
         segments, tokens = lay_out(inputs, needed_lengths(targets), share=not self.draws_dropout(rng))
         ids = np.empty(segments.starts[-1], np.int64)
         ids[tokens[tokens >= 0]] = inputs[tokens >= 0]

@@ -69,9 +69,10 @@ def linear_cross_entropy(hidden, weight, targets, *, counts=None, total=None, wa
 
     hidden (N, C), weight (V, C), targets (N,) -> (): the sum over all targets but -100, each as often as `counts`
     (N,) says, once by default, divided by `total` (the sum of these counts by default; another one where a batch is
-    split into several parts). Rows whose target is -100 skip the product with the vocabulary. The others go through in chunks of LOGITS_BYTES, and since
-    the gradient of a chunk's logits replaces them, the gradients of hidden and weight that are wanted are formed
-    in the forward pass, while the chunk is in the cache, and only scaled in the backward pass.
+    split into several parts). Rows whose target is -100 skip the product with the vocabulary. The others go through
+    in chunks of LOGITS_BYTES, and since the gradient of a chunk's logits replaces them, the gradients of hidden and
+    weight that are wanted are formed in the forward pass, while the chunk is in the cache, and only scaled in the
+    backward pass.
     """
     _check_head("linear_cross_entropy", hidden, weight, targets)
     live = _live_rows("linear_cross_entropy", targets, len(weight))

@@ -62,7 +62,7 @@ def segments_of(own: Sequence[int], parents: Sequence[int] | None = None,
     for segment, (parent, count) in enumerate(zip(parents, shared, strict=True)):
         before = np.empty(0, np.int64)
         if count:
-            if not 0 <= parent < segment or count > len(rows[parent]):
+            if not (0 <= parent < segment and 0 < count <= len(rows[parent])):
                 raise ValueError(f"segments_of: segment {segment} shares {count} tokens with segment {parent}, "
                                  "expected an earlier one whose row has as many")
             before = rows[parent][:count]

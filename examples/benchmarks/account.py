@@ -12,6 +12,8 @@ from types import ModuleType
 
 import numpy as np
 
+from tinyft.segments import Segments
+
 from .machine import limits
 from .processes import BATCHES, VOCABULARY, Process, describe
 from .timing import Table
@@ -40,20 +42,20 @@ def _product(result, a, b, *args, **options) -> Cost:
     return row, 2 * a.shape[0] * a.shape[1] * b.shape[1], 0
 
 
-def _pairs(qkv: np.ndarray, row_starts: np.ndarray) -> float:
-    """Numbers in all (query, key) pairs of a token and itself or one before, over all heads."""
-    lengths = np.diff(row_starts)
-    return float((lengths * (lengths + 1) // 2).sum()) * qkv.shape[1] / 3
+def _pairs(qkv: np.ndarray, segments: Segments) -> float:
+    """Numbers in all (query, key) pairs of a token and itself or one before in its row, over all heads."""
+    seen = segments.positions + 1  # how many keys each query sees, shared ones too
+    return float(seen.sum()) * qkv.shape[1] / 3
 
 
-def _attention_forward(result, qkv, heads, row_starts, *args) -> Cost:
+def _attention_forward(result, qkv, heads, segments, *args) -> Cost:
     """Two products: scores, and the mix of the values."""
-    return "attention forward", 2 * 2 * _pairs(qkv, row_starts), 0
+    return "attention forward", 2 * 2 * _pairs(qkv, segments), 0
 
 
-def _attention_backward(result, dout, qkv, heads, row_starts, *args) -> Cost:
+def _attention_backward(result, dout, qkv, heads, segments, *args) -> Cost:
     """Five products: the scores once more, gradients of weights, queries, keys and values."""
-    return "attention backward", 5 * 2 * _pairs(qkv, row_starts), 0
+    return "attention backward", 5 * 2 * _pairs(qkv, segments), 0
 
 
 def _streamed(row: str, in_place: tuple[int, ...] = ()) -> Callable[..., Cost]:

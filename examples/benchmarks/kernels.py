@@ -9,6 +9,7 @@ from tinyft import losses, ops
 from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.matmul import gemm
+from tinyft.segments import segments_of
 from tinyft.tensor import Tensor, no_grad
 
 from .timing import Table, interleaved, ratios
@@ -105,7 +106,7 @@ def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
         return rng.standard_normal(shape, np.float32)
 
     qkv, targets = normal(8 * 128, 3 * 768), rng.integers(0, 50257, ROWS)
-    row_starts = np.arange(0, 8 * 128 + 1, 128)
+    segments = segments_of([128] * 8)
 
     def torch_attention(qkv):
         q, k, v = qkv.view(8, 128, 3, 12, 64).permute(2, 0, 3, 1, 4)
@@ -117,7 +118,7 @@ def elementwise(table: Table, torch, rng: np.random.Generator) -> None:
         ("gelu (1024, 3072)", ops.gelu, lambda x: f.gelu(x, approximate="tanh"), [normal(ROWS, 3072)]),
         ("layer_norm (1024, 768)", ops.layer_norm, lambda x, w, b: f.layer_norm(x, (768,), w, b),
          [normal(ROWS, 768), normal(768), normal(768)]),
-        ("attention (8, 12, 128, 64)", lambda qkv: ops.causal_attention(qkv, n_head=12, row_starts=row_starts),
+        ("attention (8, 12, 128, 64)", lambda qkv: ops.causal_attention(qkv, n_head=12, segments=segments),
          torch_attention, [qkv]),
         ("cross_entropy (1024, 50257)", losses.cross_entropy, lambda x, y: f.cross_entropy(x, y),
          [normal(ROWS, 50257), targets]),

@@ -205,7 +205,7 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
 
 @jit
 def _hand_out(dkeys, dvalues, head, size, own, shared, length, dqkv, dshared):
-    """Copy the gradients of one (segment, head): of its own tokens into dqkv, from row `own` on, of others into dshared.
+    """Copy the gradients of one (segment, head): its own tokens' into dqkv, from row `own` on, others' into dshared.
 
     dshared: (shared, 2C), keys and values side by side.
     """
