@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 
 BLOCK = 16384  # elements a thread takes at a time
 
@@ -33,7 +34,13 @@ def adamw_step(weight, grad, m, v, grad_scale, learning_rate, beta1, beta2, eps,
     correction1 = 1 - beta1**step
     root_correction2 = 1 / np.sqrt(1 - beta2**step)
     decay_factor, step_size = 1 - learning_rate * weight_decay, learning_rate / correction1
-    for block in prange((weight.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(weight.size, (block + 1) * BLOCK))
-        _adamw(weight[part], grad[part], m[part], v[part], real(grad_scale), real(1 - beta1),
-               real(1 - beta2), real(step_size), real(eps), real(decay_factor), real(root_correction2))
+    numbers = (real(grad_scale), real(1 - beta1), real(1 - beta2), real(step_size), real(eps), real(decay_factor),
+               real(root_correction2))
+    if weight.size <= BLOCK:  # a bias isn't worth waking threads for
+        _adamw(weight, grad, m, v, *numbers)
+        return
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (weight.size + BLOCK - 1) // BLOCK):
+            part = slice(block * BLOCK, min(weight.size, (block + 1) * BLOCK))
+            _adamw(weight[part], grad[part], m[part], v[part], *numbers)

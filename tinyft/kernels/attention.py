@@ -18,7 +18,8 @@ from numba import prange
 from .jit import jit
 from .matmul import multiply_panels, round_up
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import exp, fetch_and_increment, lanes_of, maximum, new_counter
+from .pieces import WORKERS, new_counter, pieces
+from .simd import exp, lanes_of, maximum
 
 QUERY_BLOCK = 4 * TILE_ROWS
 COLUMNS = 128  # that a thread adds up at a time
@@ -56,7 +57,7 @@ def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
     """One (segment, head): out = softmax(scale Q K^T) V; Q from the row's own tokens, K and V from all of them."""
     length, stride, width = tokens.size, 3 * out.shape[1], out.shape[1]
     flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
-    column, tile_columns = head * size, TILE_VECTORS * lanes_of(flat_qkv)
+    column, tile_columns, no_bias = head * size, TILE_VECTORS * lanes_of(flat_qkv), partial_tile[:0]
     _gather(flat_qkv, column + width, stride, tokens, size, gathered)
     pack_columns(gathered, 0, size, True, length, size, keys, 0, size * tile_columns)
     _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
@@ -66,12 +67,12 @@ def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
         n_rows, query = last - first, first_query + first - shared
         pack_rows(flat_qkv, query * stride + column, stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
-                        scores, 0, length, n_rows, last, partial_tile, False)
+                        scores, 0, length, n_rows, last, no_bias, partial_tile, False, False)
         for i in range(n_rows):
             lse[query + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
         pack_rows(scores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
-                        flat_out, query * width + column, width, n_rows, size, partial_tile, False)
+                        flat_out, query * width + column, width, n_rows, size, no_bias, partial_tile, False, False)
 
 
 @jit
@@ -104,10 +105,7 @@ def _attend_to_tasks(counter, qkv, heads, segments, scale, out, lse):
     """What one thread does in `attention_forward`: take (segment, head) pairs until none is left."""
     size, starts = out.shape[1] // heads, segments.seen_starts
     gathered, keys, values, rows, scores, partial_tile = _scratch(qkv.reshape(-1), size, _longest(starts))
-    while True:
-        task = fetch_and_increment(counter)
-        if task >= (starts.size - 1) * heads:
-            break
+    for task in pieces(counter, (starts.size - 1) * heads):
         segment, head = task // heads, task % heads
         tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
         shared = tokens.size - (segments.starts[segment + 1] - own)
@@ -161,7 +159,7 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
     """
     length, stride, width = tokens.size, qkv.shape[1], dout.shape[1]
     flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)
-    column, tile_columns = head * size, TILE_VECTORS * lanes_of(flat_qkv)
+    column, tile_columns, no_bias = head * size, TILE_VECTORS * lanes_of(flat_qkv), partial_tile[:0]
     panel = size * tile_columns
     _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
     pack_columns(gathered, 0, size, True, length, size, values, 0, panel)
@@ -178,10 +176,10 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
         # W again, and dW = dO V^T
         pack_rows(flat_qkv, queries, stride, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, keys, 0, panel, size,
-                        scores, 0, length, n_rows, last, partial_tile, False)
+                        scores, 0, length, n_rows, last, no_bias, partial_tile, False, False)
         pack_rows(flat_dout, douts, width, False, n_rows, size, rows, size * TILE_ROWS)
         multiply_panels(rows, size * TILE_ROWS, values, 0, panel, size,
-                        dscores, 0, length, n_rows, last, partial_tile, False)
+                        dscores, 0, length, n_rows, last, no_bias, partial_tile, False, False)
         for i in range(n_rows):
             weights, dweights = scores[i * length : i * length + last], dscores[i * length : i * length + last]
             _weights_again(weights, first + i + 1, scale, lse[query + i])
@@ -190,17 +188,17 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
         # dQ = dS K
         pack_rows(dscores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, keys_down, 0, length * tile_columns, last,
-                        flat_dqkv, queries, stride, n_rows, size, partial_tile, False)
+                        flat_dqkv, queries, stride, n_rows, size, no_bias, partial_tile, False, False)
         # dV += W^T dO
         pack_rows(scores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
         pack_columns(flat_dout, douts, width, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
-                        dvalues, 0, size, last, size, partial_tile, True)
+                        dvalues, 0, size, last, size, no_bias, partial_tile, True, False)
         # dK += dS^T Q
         pack_rows(dscores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
         pack_columns(flat_qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
-                        dkeys, 0, size, last, size, partial_tile, True)
+                        dkeys, 0, size, last, size, no_bias, partial_tile, True, False)
 
 
 @jit
@@ -226,10 +224,7 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, segments, scale, lse, d
     values, dscores = np.empty_like(keys), np.empty_like(scores)
     dkeys, dvalues = np.empty_like(gathered), np.empty_like(gathered)
     block = np.empty(round_up(size, TILE_VECTORS * lanes_of(scores)) * QUERY_BLOCK, qkv.dtype)
-    while True:
-        task = fetch_and_increment(counter)
-        if task >= (starts.size - 1) * heads:
-            break
+    for task in pieces(counter, (starts.size - 1) * heads):
         segment, head = task // heads, task % heads
         tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
         shared = tokens.size - (segments.starts[segment + 1] - own)
@@ -267,8 +262,10 @@ def attention_backward(dout, qkv, heads, segments, scale, lse, threads):
     for _ in prange(threads):
         _attend_to_tasks_backward(counter, dout, qkv, heads, segments, qkv.dtype.type(scale), lse, dqkv, dshared)
     if dshared.shape[0] > 0:
-        for block in prange((dshared.shape[1] + COLUMNS - 1) // COLUMNS):
-            _add_shared(block, segments, dshared, dqkv)
+        counter[0] = 0
+        for _ in prange(WORKERS):
+            for block in pieces(counter, (dshared.shape[1] + COLUMNS - 1) // COLUMNS):
+                _add_shared(block, segments, dshared, dqkv)
     return dqkv
 
 
@@ -297,6 +294,8 @@ def attention_decode(query, keys, values, length, scale):
     """
     out = np.empty_like(query)
     scores = np.empty((query.shape[0], length), query.dtype)
-    for head in prange(query.shape[0]):
-        _attend_to_cache(query[head], keys[head], values[head], query.dtype.type(scale), scores[head], out[head])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for head in pieces(counter, query.shape[0]):
+            _attend_to_cache(query[head], keys[head], values[head], query.dtype.type(scale), scores[head], out[head])
     return out

@@ -3,6 +3,7 @@
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 
 COLUMNS = 128  # columns that one thread owns at a time
 
@@ -23,5 +24,7 @@ def embedding_backward(dout, ids, dweight):
     some of the columns instead.
     """
     columns = dout.shape[1]
-    for block in prange((columns + COLUMNS - 1) // COLUMNS):
-        _add_columns(dout, ids, dweight, block * COLUMNS, min(columns, (block + 1) * COLUMNS))
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (columns + COLUMNS - 1) // COLUMNS):
+            _add_columns(dout, ids, dweight, block * COLUMNS, min(columns, (block + 1) * COLUMNS))

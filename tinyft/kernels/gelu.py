@@ -12,6 +12,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 from .simd import exp, fma
 
 TWICE_SQRT_2_OVER_PI = 2 * math.sqrt(2 / math.pi)
@@ -31,9 +32,11 @@ def _gelu(x, out):
 def gelu_forward(x):
     """(n,) -> (n,)"""
     out = np.empty_like(x)
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-        _gelu(x[part], out[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
+            part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
+            _gelu(x[part], out[part])
     return out
 
 
@@ -52,9 +55,11 @@ def _gelu_backward(dout, x, dx):
 def gelu_backward(dout, x):
     """(n,), (n,) -> dx (n,)"""
     dx = np.empty_like(x)
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-        _gelu_backward(dout[part], x[part], dx[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
+            part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
+            _gelu_backward(dout[part], x[part], dx[part])
     return dx
 
 
@@ -136,9 +141,11 @@ def _exact_gelu(x, out):
 def exact_gelu_forward(x):
     """(n,) -> (n,): x Phi(x)"""
     out = np.empty_like(x)
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-        _exact_gelu(x[part], out[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
+            part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
+            _exact_gelu(x[part], out[part])
     return out
 
 
@@ -155,7 +162,9 @@ def _exact_gelu_backward(dout, x, dx):
 def exact_gelu_backward(dout, x):
     """(n,), (n,) -> dx (n,)"""
     dx = np.empty_like(x)
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-        _exact_gelu_backward(dout[part], x[part], dx[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
+            part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
+            _exact_gelu_backward(dout[part], x[part], dx[part])
     return dx

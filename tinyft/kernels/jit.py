@@ -16,7 +16,9 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import event
 
-from .threads import layer_is_thread_safe, one_thread_at_a_time
+from .threads import layer_is_thread_safe, one_thread_at_a_time, prepare_threads
+
+prepare_threads()
 
 # Flags that let the compiler reorder sums, fuse a*b+c and ignore the sign of zero, which is what
 # vectorising a reduction takes. "nnan" and "ninf" stay out: with them every test for NaN is

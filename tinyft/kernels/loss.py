@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 from .simd import exp, maximum
 
 
@@ -36,8 +37,10 @@ def cross_entropy_in_place(logits, targets, scales):
     GPT-2's logits is the largest array of all.
     """
     losses = np.empty(logits.shape[0], logits.dtype)
-    for row in prange(logits.shape[0]):
-        losses[row] = _softmax_minus_target(logits[row], targets[row], scales[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for row in pieces(counter, logits.shape[0]):
+            losses[row] = _softmax_minus_target(logits[row], targets[row], scales[row])
     return losses
 
 
@@ -55,8 +58,10 @@ def cross_entropy_and_gradient(logits, targets, scale):
     """As above, but leaves `logits` alone: losses (rows,) and the gradient (rows, V), both 0 where target < 0."""
     losses, dlogits = np.empty(logits.shape[0], logits.dtype), np.empty_like(logits)
     scale = logits.dtype.type(scale)
-    for row in prange(logits.shape[0]):
-        losses[row] = _loss_of_row(logits[row], targets[row], scale, dlogits[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for row in pieces(counter, logits.shape[0]):
+            losses[row] = _loss_of_row(logits[row], targets[row], scale, dlogits[row])
     return losses, dlogits
 
 
@@ -84,6 +89,8 @@ def losses_and_likeliest(logits, targets):
     The index is -1 in a row with a NaN.
     """
     losses, likeliest = np.empty(logits.shape[0], logits.dtype), np.empty(logits.shape[0], np.int64)
-    for row in prange(logits.shape[0]):
-        losses[row], likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for row in pieces(counter, logits.shape[0]):
+            losses[row], likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
     return losses, likeliest

@@ -8,43 +8,64 @@ matrix multiplication", 2008; the scheme of BLIS):
 
   registers  a TILE of C, TILE_ROWS x 2 vectors, stays in registers while k runs; each step loads 2 vectors of
              B and TILE_ROWS elements of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)
-  L2         a PANEL of B (K_BLOCK rows, one tile wide) meets all tiles of a BLOCK of A, both in L2
-  L3         the panels of B, COLUMN_BLOCK columns at a time, are shared by all threads
-  packing    panels and blocks are first copied into the very order in which `tile` reads them, so that all
-             its loads are consecutive; a transposed operand only means another way of copying
+  L2         a PIECE of the larger operand: a few panels of B's columns (or of A's rows), K_BLOCK deep, that one
+             thread packs for itself and multiplies at once with all of the other operand
+  L3         the smaller operand, packed once, is shared by all threads
+  packing    panels are first copied into the very order in which `tile` reads them, so that all its loads are
+             consecutive; a transposed operand only means another way of copying
+
+A batch has few tokens beside a layer's many weights, so that each weight is used some hundred times only and a good
+part of the work is to fetch it. So it comes from memory straight into the L2 of the thread that needs it, once, and no
+thread waits for another between packing and multiplying. The sizes are this CPU's (`cpu.py`).
 
 Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing.
 """
 
+import math
 import threading
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, prange, types
 from numba.extending import intrinsic
 
+from .cpu import CacheSizes, cache_sizes
 from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
+from .one_row import multiply_row
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
-from .simd import Vectors, as_factor, elements_per_item, fetch_and_increment, lanes_of, new_counter, pointer_to
+from .pieces import finish, new_counters, pieces, wait_for
+from .simd import Vectors, elements_per_item, lanes_of, pointer_to
 
 K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
-ROW_BLOCK_BYTES = 600 * 1024  # A block of A: with a panel of B it fits a 1 MB L2.
-COLUMN_BLOCK_BYTES = 8 * 1024 * 1024  # The packed panels of B: a part of L3.
+PIECES = 4  # for each thread at least, so that none waits for long
+AHEAD = 8  # how many k before they are needed elements are called into the nearest cache
+
+
+def _sizes(caches: CacheSizes) -> tuple[int, int]:
+    """Bytes of a piece and of what is shared. The panels that a piece meets need room in L2 as well."""
+    piece = max(2 * K_BLOCK * TILE_VECTORS * VECTOR_BYTES, caches.l2 // 4)
+    return piece, min(max(2 << 20, caches.l3 // 4), 8 << 20)
+
+
+PIECE_BYTES, SHARED_BYTES = _sizes(cache_sizes())
 
 
 @intrinsic
-def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
-    """C[TILE_ROWS, 2 vectors] = A B, or C + A B if `add`, for one packed panel each of A and B.
+def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, base, base_start, base_stride, add):
+    """C[TILE_ROWS, 2 vectors] = A B, or `base` + A B if `add`, for one packed panel each of A and B.
 
-    a: depth x TILE_ROWS elements from a_start; b: depth x 2 vectors from b_start; all arrays flat.
+    a: depth x TILE_ROWS elements from a_start; b: depth x 2 vectors from b_start; all arrays flat. base: laid out like
+    c; c itself, to add to what stands there, or a bias with stride 0.
     """
 
     def codegen(context, builder, signature, args):
-        a, a_start, b, b_start, depth, c, c_start, c_stride, add = args
+        a, a_start, b, b_start, depth, c, c_start, c_stride, base, base_start, base_stride, add = args
         kinds = signature.args
         pointer_a = pointer_to(context, builder, kinds[0], a, a_start)
         pointer_b = pointer_to(context, builder, kinds[2], b, b_start)
         pointer_c = pointer_to(context, builder, kinds[5], c, c_start)
+        pointer_base = pointer_to(context, builder, kinds[8], base, base_start)
         vectors, operands = Vectors(builder, kinds[5].dtype), Vectors(builder, kinds[0].dtype)
         index = ir.IntType(64)
         grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
@@ -58,6 +79,9 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
         sums = [builder.phi(vectors.type) for _ in grid]
         row_of_a = builder.gep(pointer_a, [builder.mul(k, ir.Constant(index, TILE_ROWS))])
         row_of_b = builder.gep(pointer_b, [builder.mul(k, ir.Constant(index, TILE_VECTORS * vectors.lanes))])
+        for v in range(TILE_VECTORS):
+            vectors.prefetch(vectors.at(row_of_b, (AHEAD * TILE_VECTORS + v) * vectors.lanes))
+        vectors.prefetch(vectors.at(row_of_a, AHEAD * TILE_ROWS))
         loaded_b = [operands.load(vectors.at(row_of_b, v * vectors.lanes)) for v in range(TILE_VECTORS)]
         updated = []
         for row in range(TILE_ROWS):
@@ -80,20 +104,22 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, add):
             final.add_incoming(new, loop)
             finals.append(final)
 
-        def place(row, column):
-            row_of_c = builder.gep(pointer_c, [builder.mul(c_stride, ir.Constant(index, row))])
-            return vectors.at(row_of_c, column * vectors.lanes)
+        def place(pointer, stride, row, column):
+            start_of_row = builder.gep(pointer, [builder.mul(stride, ir.Constant(index, row))])
+            return vectors.at(start_of_row, column * vectors.lanes)
 
         with builder.if_else(add) as (more, fresh):
             with more:
                 for (row, column), final in zip(grid, finals, strict=True):
-                    vectors.store(builder.fadd(vectors.load(place(row, column)), final), place(row, column))
+                    before = vectors.load(place(pointer_base, base_stride, row, column))
+                    vectors.store(builder.fadd(before, final), place(pointer_c, c_stride, row, column))
             with fresh:
                 for (row, column), final in zip(grid, finals, strict=True):
-                    vectors.store(final, place(row, column))
+                    vectors.store(final, place(pointer_c, c_stride, row, column))
         return context.get_dummy_value()
 
-    return types.void(a, types.intp, b, types.intp, types.intp, c, types.intp, types.intp, types.boolean), codegen
+    at = types.intp
+    return types.void(a, at, b, at, at, c, at, at, base, at, at, types.boolean), codegen
 
 
 @jit(inline=True)
@@ -102,163 +128,178 @@ def round_up(n, step):
     return (n + step - 1) // step * step
 
 
-@jit
-def _even_step(n, most, unit):
+def _even_step(n: int, most: int, unit: int) -> int:
     """The step, a multiple of `unit` and at most `most`, that divides n as evenly as can be."""
-    parts = round_up(n, most) // most
-    return round_up((n + parts - 1) // parts, unit)
+    parts = -(-n // most)
+    return -(-n // (parts * unit)) * unit
+
+
+@jit
+def _copy_partial(partial_tile, tile_columns, c, corner, c_stride, n_rows, n_columns, bias, add):
+    """C (+)= the part of a tile that lies within C, plus the bias if there is one."""
+    for row in range(n_rows):
+        source = partial_tile[row * tile_columns : row * tile_columns + n_columns]
+        into = c[corner + row * c_stride : corner + row * c_stride + n_columns]
+        for column in range(n_columns):
+            value = source[column]
+            if bias.size > 0:
+                value += bias[column]
+            into[column] = into[column] + value if add else value
 
 
 @jit
 def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
-                    c, c_start, c_stride, rows, columns, partial_tile, add):
+                    c, c_start, c_stride, rows, columns, bias, partial_tile, add, row_by_row):
     """C[rows, columns] (+)= A B for packed A and B; tiles that stick out of C go through `partial_tile`.
 
-    c: flat, C[i, j] = c[c_start + i * c_stride + j]. partial_tile: scratch for one tile. add: keep what stands in C.
+    c: flat, C[i, j] = c[c_start + i * c_stride + j]. bias: (columns,), added to each row, or empty. partial_tile:
+    scratch for one tile. add: keep what stands in C; not together with a bias. row_by_row: each panel of A meets all
+    of B before the next one does, instead of each panel of B all of A.
     """
     tile_columns = TILE_VECTORS * lanes_of(c)
-    for j in range(round_up(columns, tile_columns) // tile_columns):
-        panel_b = b_start + j * b_stride
-        n_columns = min(tile_columns, columns - j * tile_columns)
-        for i in range(round_up(rows, TILE_ROWS) // TILE_ROWS):
-            n_rows = min(TILE_ROWS, rows - i * TILE_ROWS)
-            corner = c_start + i * TILE_ROWS * c_stride + j * tile_columns
-            whole = n_rows == TILE_ROWS and n_columns == tile_columns
-            target = c if whole else partial_tile
-            tile(packed_a, i * a_stride, packed_b, panel_b, depth, target, corner if whole else 0,
-                 c_stride if whole else tile_columns, whole and add)
-            if whole:
-                continue
-            for row in range(n_rows):
-                source = partial_tile[row * tile_columns : row * tile_columns + n_columns]
-                into = c[corner + row * c_stride : corner + row * c_stride + n_columns]
-                for column in range(n_columns):
-                    into[column] = into[column] + source[column] if add else source[column]
+    tiles_down, tiles_across = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(columns, tile_columns) // tile_columns
+    for outer in range(tiles_down if row_by_row else tiles_across):
+        for inner in range(tiles_across if row_by_row else tiles_down):
+            i, j = (outer, inner) if row_by_row else (inner, outer)
+            n_rows, n_columns = min(TILE_ROWS, rows - i * TILE_ROWS), min(tile_columns, columns - j * tile_columns)
+            corner, left = c_start + i * TILE_ROWS * c_stride + j * tile_columns, j * tile_columns
+            if n_rows < TILE_ROWS or n_columns < tile_columns:
+                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, partial_tile, 0, tile_columns,
+                     c, 0, 0, False)
+                _copy_partial(partial_tile, tile_columns, c, corner, c_stride, n_rows, n_columns, bias[left:], add)
+            elif bias.size > 0:
+                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, c, corner, c_stride,
+                     bias, left, 0, True)
+            else:
+                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, c, corner, c_stride,
+                     c, corner, c_stride, add)
 
 
-@jit
-def _pack_share(share, shares, b, b_transposed, first_k, n_k, first_column, n_columns, packed_b):
-    """Pack one of `shares` parts of the panels of B[first_k :, first_column :], n_k rows and n_columns columns."""
-    depth, columns = (b.shape[1], b.shape[0]) if b_transposed else b.shape
-    tile_columns = TILE_VECTORS * lanes_of(b)
-    panels = round_up(n_columns, tile_columns) // tile_columns
-    panel_size = round_up(n_k, elements_per_item(packed_b)) // elements_per_item(packed_b) * tile_columns
-    left, right = panels * share // shares, panels * (share + 1) // shares
-    column = first_column + left * tile_columns
-    start, stride = (column * depth + first_k, depth) if b_transposed else (first_k * columns + column, columns)
-    own_columns = min((right - left) * tile_columns, first_column + n_columns - column)
-    pack_columns(b.reshape(-1), start, stride, b_transposed, own_columns, n_k, packed_b, left * panel_size, panel_size)
+class Plan(NamedTuple):
+    """How a product is cut up. A piece is work for one thread at a time; panels are counted, and sizes are in items."""
+
+    share_a: bool  # the operand that all threads share is A, the smaller one; else B
+    k_step: int  # of the depth at a time
+    a_panel: int  # size of a packed panel
+    b_panel: int
+    shared_panels: int  # of the shared operand in all
+    shared_step: int  # at a time
+    packing_step: int  # that one piece packs
+    own_panels: int  # of the other operand in all
+    own_pieces: int
+    stages: int
 
 
-@jit
-def _multiply_blocks(counter, a, a_transposed, packed_b, c, bias, first_k, n_k, first_column, n_columns,
-                     row_blocks, groups, add, packed_a, partial_tile):
-    """What one thread does: take pairs of a block of A's rows and a group of B's panels until none is left."""
-    rows, columns = c.shape
-    flat_a, flat_c = a.reshape(-1), c.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_c)
-    row_panels, panels = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(n_columns, tile_columns) // tile_columns
-    packed_k = round_up(n_k, elements_per_item(packed_b)) // elements_per_item(packed_b)
-    a_panel, b_panel = packed_k * TILE_ROWS, packed_k * tile_columns
-    packed_block = -1
-    while True:
-        task = fetch_and_increment(counter)
-        if task >= row_blocks * groups:
-            break
-        block, group = task // groups, task % groups
-        row = row_panels * block // row_blocks * TILE_ROWS
-        n_rows = min(rows, row_panels * (block + 1) // row_blocks * TILE_ROWS) - row
-        if packed_block != block:
-            start, stride = (first_k * rows + row, rows) if a_transposed else (row * a.shape[1] + first_k, a.shape[1])
-            pack_rows(flat_a, start, stride, a_transposed, n_rows, n_k, packed_a, a_panel)
-            packed_block = block
-        left, right = panels * group // groups, panels * (group + 1) // groups
-        column = first_column + left * tile_columns
-        own_columns = min(n_columns - left * tile_columns, (right - left) * tile_columns)
-        if first_k == 0 and bias.size > 0:
-            for i in range(row, row + n_rows):
-                flat_c[i * columns + column : i * columns + column + own_columns] = bias[column : column + own_columns]
-        multiply_panels(packed_a, a_panel, packed_b, left * b_panel, b_panel, packed_k,
-                        flat_c, row * columns + column, columns, n_rows, own_columns, partial_tile, add)
+def _plan(rows: int, depth: int, columns: int, threads: int, lanes: int, items: int, own_room: int,
+          shared_room: int) -> Plan:
+    """The plan for a product (rows, depth) @ (depth, columns).
 
-
-@jit(parallel=True)
-def _multiply(a, a_transposed, b, b_transposed, c, add, bias, packed_a, packed_b, partial_tiles, threads):
-    """The blocked product; a, b, c are C-contiguous, `packed_a` and `partial_tiles` have one row for each thread."""
-    rows, columns = c.shape
-    depth = a.shape[0] if a_transposed else a.shape[1]
-    tile_columns = TILE_VECTORS * lanes_of(c)
-    items = elements_per_item(packed_b)
+    lanes: elements in a vector; items: how many k one packed item holds; the rooms: items that fit a thread's own
+    buffer and the shared one.
+    """
     k_step = _even_step(depth, K_BLOCK * items, items)
-    column_block = _even_step(columns, packed_b.size // (k_step // items * tile_columns) * tile_columns, tile_columns)
-    # Rows are shared out in blocks that fit L2. Where there are too few rows for all threads, the
-    # columns are divided as well.
-    row_panels = round_up(rows, TILE_ROWS) // TILE_ROWS
-    row_blocks = min(row_panels, row_panels // (packed_a.shape[1] // (k_step // items * TILE_ROWS)) + 1)
-    if row_panels >= threads:
-        row_blocks = round_up(row_blocks, threads)
-    counter = new_counter()
-
-    for first_column in range(0, columns, column_block):
-        n_columns = min(column_block, columns - first_column)
-        panels = round_up(n_columns, tile_columns) // tile_columns
-        groups = max(1, min(panels, (4 * threads + row_blocks - 1) // row_blocks))
-        shares = threads * max(1, panels // (8 * threads))
-        for first_k in range(0, depth, k_step):
-            n_k = min(depth - first_k, k_step)
-            for share in prange(shares):
-                _pack_share(share, shares, b, b_transposed, first_k, n_k, first_column, n_columns, packed_b)
-            counter[0] = 0
-            for worker in prange(threads):
-                _multiply_blocks(counter, a, a_transposed, packed_b, c, bias, first_k, n_k, first_column, n_columns,
-                                 row_blocks, groups, add or first_k > 0 or bias.size > 0,
-                                 packed_a[worker], partial_tiles[worker])
+    # Packing spills up to a vector over the end of a panel of A, which must not hit another thread's.
+    a_panel, b_panel = k_step // items * TILE_ROWS + lanes, k_step // items * TILE_VECTORS * lanes
+    down, across = -(-rows // TILE_ROWS), -(-columns // (TILE_VECTORS * lanes))
+    share_a = rows <= columns
+    shared, own = (down, across) if share_a else (across, down)
+    shared_size, own_size = (a_panel, b_panel) if share_a else (b_panel, a_panel)
+    shared_step = _even_step(shared, shared_room // shared_size, 1)
+    own_step = max(1, min(own_room // own_size, own // (PIECES * threads)))
+    return Plan(share_a, k_step, a_panel, b_panel, shared, shared_step, max(1, shared_step // (PIECES * threads)),
+                own, -(-own // own_step), -(-shared // shared_step) * -(-depth // k_step))
 
 
-@jit(reorder=True)
-def _add_weighted_rows(weights, b, columns, left, out, packed):
-    """out += weights @ b[:, left : left + out.size], four rows of b at a time to save passes over out."""
-    k = 0
-    while k + 4 <= weights.size:
-        at = k * columns + left
-        row0, row1 = b[at : at + out.size], b[at + columns : at + columns + out.size]
-        row2 = b[at + 2 * columns : at + 2 * columns + out.size]
-        row3 = b[at + 3 * columns : at + 3 * columns + out.size]
-        w0, w1 = as_factor(packed, weights[k]), as_factor(packed, weights[k + 1])
-        w2, w3 = as_factor(packed, weights[k + 2]), as_factor(packed, weights[k + 3])
-        for j in range(out.size):
-            out[j] += (w0 * as_factor(packed, row0[j]) + w1 * as_factor(packed, row1[j])
-                       + w2 * as_factor(packed, row2[j]) + w3 * as_factor(packed, row3[j]))
-        k += 4
-    while k < weights.size:
-        row0, w0 = b[k * columns + left : k * columns + left + out.size], as_factor(packed, weights[k])
-        for j in range(out.size):
-            out[j] += w0 * as_factor(packed, row0[j])
-        k += 1
+@jit
+def _pack_a(plan, a, transposed, first_k, n_k, first, n_panels, packed):
+    """Pack panels first to first + n_panels - 1 of A's rows, n_k columns from first_k on; returns the rows."""
+    rows, depth = (a.shape[1], a.shape[0]) if transposed else a.shape
+    row = first * TILE_ROWS
+    n_rows = min(n_panels * TILE_ROWS, rows - row)
+    start, stride = (first_k * rows + row, rows) if transposed else (row * depth + first_k, depth)
+    pack_rows(a.reshape(-1), start, stride, transposed, n_rows, n_k, packed, plan.a_panel)
+    return n_rows
 
 
-@jit(reorder=True)
-def _dot(x, y, packed):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        total += as_factor(packed, x[i]) * as_factor(packed, y[i])
-    return total
+@jit
+def _pack_b(plan, b, transposed, first_k, n_k, first, n_panels, packed):
+    """Pack panels first to first + n_panels - 1 of B's columns, n_k rows from first_k on; returns the columns."""
+    depth, columns = (b.shape[1], b.shape[0]) if transposed else b.shape
+    width = TILE_VECTORS * lanes_of(b)
+    column = first * width
+    n_columns = min(n_panels * width, columns - column)
+    start, stride = (column * depth + first_k, depth) if transposed else (first_k * columns + column, columns)
+    pack_columns(b.reshape(-1), start, stride, transposed, n_columns, n_k, packed, 0, plan.b_panel)
+    return n_columns
+
+
+@jit
+def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias, first_k, n_k, first_shared, n_shared,
+                    shared, packed, partial_tile):
+    """Pack one piece of the operand that is not shared, and multiply it with all that is."""
+    rows, columns = c.shape
+    flat_c = c.reshape(-1)
+    tile_columns = TILE_VECTORS * lanes_of(flat_c)
+    packed_k = round_up(n_k, elements_per_item(packed)) // elements_per_item(packed)
+    first, after = plan.own_panels * piece // plan.own_pieces, plan.own_panels * (piece + 1) // plan.own_pieces
+    if plan.share_a:
+        row, column = first_shared * TILE_ROWS, first * tile_columns
+        n_rows = min(rows - row, n_shared * TILE_ROWS)
+        n_columns = _pack_b(plan, b, b_transposed, first_k, n_k, first, after - first, packed)
+    else:
+        row, column = first * TILE_ROWS, first_shared * tile_columns
+        n_columns = min(columns - column, n_shared * tile_columns)
+        n_rows = _pack_a(plan, a, a_transposed, first_k, n_k, first, after - first, packed)
+    own_bias = bias[column : column + n_columns] if first_k == 0 else bias[:0]
+    packed_a, packed_b = (shared, packed) if plan.share_a else (packed, shared)
+    multiply_panels(packed_a, plan.a_panel, packed_b, 0, plan.b_panel, packed_k, flat_c, row * columns + column,
+                    columns, n_rows, n_columns, own_bias, partial_tile, add or first_k > 0, plan.share_a)
+
+
+@jit
+def _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, bias, shared, packed, partial_tile):
+    """What one thread does. A stage packs a block of the shared operand, then multiplies the other one with it."""
+    depth, stage = a.shape[0] if a_transposed else a.shape[1], 0
+    for first_shared in range(0, plan.shared_panels, plan.shared_step):
+        n_shared = min(plan.shared_step, plan.shared_panels - first_shared)
+        packings = (n_shared + plan.packing_step - 1) // plan.packing_step
+        for first_k in range(0, depth, plan.k_step):
+            n_k = min(depth - first_k, plan.k_step)
+            packing, packed_now, multiplying, multiplied = 4 * stage, 4 * stage + 1, 4 * stage + 2, 4 * stage + 3
+            for piece in pieces(counters, packings, packing):
+                done = piece * plan.packing_step
+                first, some = first_shared + done, min(plan.packing_step, n_shared - done)
+                if plan.share_a:
+                    _pack_a(plan, a, a_transposed, first_k, n_k, first, some, shared[done * plan.a_panel :])
+                else:
+                    _pack_b(plan, b, b_transposed, first_k, n_k, first, some, shared[done * plan.b_panel :])
+                finish(counters, packed_now)
+            wait_for(counters, packed_now, packings)
+            for piece in pieces(counters, plan.own_pieces, multiplying):
+                _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias, first_k, n_k,
+                                first_shared, n_shared, shared, packed, partial_tile)
+                finish(counters, multiplied)
+            stage += 1
+            if stage < plan.stages:
+                wait_for(counters, multiplied, plan.own_pieces)
 
 
 @jit(parallel=True)
-def _multiply_vector(a, b, b_transposed, out, width, packed):
-    """out += a @ B for one row a (K,), without packing: each element of B is used only once.
+def _multiply(plan, a, a_transposed, b, b_transposed, c, add, bias, shared, packed, partial_tiles, threads):
+    """The blocked product; a, b, c are C-contiguous, `packed` and `partial_tiles` have one row for each thread."""
+    counters = new_counters(4 * plan.stages)
+    for worker in prange(threads):
+        _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, bias, shared,
+                         packed[worker], partial_tiles[worker])
 
-    packed: of the type that factors would be packed in, so that one row is rounded like many.
-    """
-    flat_b = b.reshape(-1)
-    for block in prange((out.size + width - 1) // width):
-        left, right = block * width, min(out.size, (block + 1) * width)
-        if b_transposed:
-            for j in range(left, right):
-                out[j] += _dot(a, b[j], packed)
-        else:
-            _add_weighted_rows(a, flat_b, b.shape[1], left, out[left:right], packed)
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array whose rows begin where cache lines do: a load that straddles two of them counts twice."""
+    line = 64 // dtype.itemsize
+    rows, length = math.prod(shape[:-1]), -(-shape[-1] // line) * line
+    flat = np.empty(rows * length + line, dtype)
+    first = -flat.ctypes.data % 64 // dtype.itemsize
+    return flat[first : first + rows * length].reshape(*shape[:-1], length)
 
 
 _scratch = threading.local()
@@ -270,11 +311,10 @@ def _workspace(dtype: np.dtype, threads: int, packed: np.dtype):
     kept = getattr(_scratch, key, None)
     if kept is None:
         lanes = VECTOR_BYTES // dtype.itemsize
-        row_panels = max(1, ROW_BLOCK_BYTES // (K_BLOCK * TILE_ROWS * dtype.itemsize))
         kept = (
-            np.empty((threads, row_panels * K_BLOCK * TILE_ROWS + lanes), packed),
-            np.empty(COLUMN_BLOCK_BYTES // dtype.itemsize, packed),
-            np.empty((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
+            _aligned((SHARED_BYTES // dtype.itemsize,), packed),
+            _aligned((threads, PIECE_BYTES // dtype.itemsize), packed),
+            _aligned((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
         )
         setattr(_scratch, key, kept)
     return kept
@@ -332,10 +372,13 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
         if not accumulate:
             out[...] = 0 if bias is None else bias
         width = max(64, -(-columns // threads))
-        _multiply_vector(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, np.empty(0, packed))
+        multiply_row(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, np.empty(0, packed))
         return out
     if bias is None:
         bias = np.empty(0, a.dtype)
-    _multiply(stored_a, a_transposed, stored_b, b_transposed, out, accumulate, bias,
-              *_workspace(a.dtype, threads, packed), threads)
+    shared, own, partial_tiles = _workspace(a.dtype, threads, packed)
+    plan = _plan(rows, a.shape[1], columns, threads, VECTOR_BYTES // a.itemsize, 2 if bfloat16 else 1, own.shape[1],
+                 shared.size)
+    _multiply(plan, stored_a, a_transposed, stored_b, b_transposed, out, accumulate, bias, shared, own, partial_tiles,
+              threads)
     return out

@@ -4,7 +4,10 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 from .sums import PARTS, sum_of_parts, zero_parts
+
+ROWS = 8  # that a thread takes at a time
 
 
 @jit(reorder=True)
@@ -31,8 +34,11 @@ def layer_norm_forward(x, weight, bias, eps):
     """
     out = np.empty_like(x)
     mean, rstd = np.empty(x.shape[0], x.dtype), np.empty(x.shape[0], x.dtype)
-    for row in prange(x.shape[0]):
-        mean[row], rstd[row] = _normalise_row(x[row], weight, bias, eps, out[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.shape[0] + ROWS - 1) // ROWS):
+            for row in range(block * ROWS, min(x.shape[0], (block + 1) * ROWS)):
+                mean[row], rstd[row] = _normalise_row(x[row], weight, bias, eps, out[row])
     return out, mean, rstd
 
 
@@ -73,6 +79,8 @@ def layer_norm_backward(dout, x, weight, mean, rstd):
     """
     dx = np.empty_like(x)
     dweights, dbiases = zero_parts(x), zero_parts(x)
-    for part in prange(PARTS):
-        _backward_part(part, dout, x, weight, mean, rstd, dx, dweights[part], dbiases[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for part in pieces(counter, PARTS):
+            _backward_part(part, dout, x, weight, mean, rstd, dx, dweights[part], dbiases[part])
     return dx, sum_of_parts(dweights), sum_of_parts(dbiases)

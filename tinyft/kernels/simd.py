@@ -152,6 +152,14 @@ class Vectors:
     def store(self, value, pointer):
         self.builder.store(value, self.builder.bitcast(pointer, self.type.as_pointer())).align = self.align
 
+    def prefetch(self, pointer):
+        """Have what stands there fetched into the nearest cache while other things are done; any address will do."""
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = self.builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        reading, nearest, data = (ir.Constant(number, code) for code in (0, 3, 1))
+        self.builder.call(function, [self.builder.bitcast(pointer, byte), reading, nearest, data])
+
     def shuffle(self, a, b, lanes: list[int]):
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
         return self.builder.shuffle_vector(a, b, mask)
@@ -178,23 +186,6 @@ class Vectors:
                     transposed[i + width] = self.shuffle(rows[i], rows[i + width], high)
             rows, width = transposed, 2 * width
         return rows
-
-
-@jit
-def new_counter():
-    """A counter for `fetch_and_increment`. In a parallel function np.zeros would become one more parallel loop."""
-    return np.zeros(1, np.int64)
-
-
-@intrinsic
-def fetch_and_increment(typingctx, counter):
-    """counter[0], counting it up by one in the same instant, so that no two threads get the same."""
-
-    def codegen(context, builder, signature, args):
-        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(counter), codegen
 
 
 @intrinsic

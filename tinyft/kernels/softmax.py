@@ -4,7 +4,10 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 from .simd import exp, maximum
+
+ROWS = 16  # that a thread takes at a time
 
 
 @jit(reorder=True)
@@ -26,8 +29,11 @@ def softmax_row(x, out):
 def softmax_forward(x):
     """(rows, n) -> (rows, n), each row positive with sum 1."""
     out = np.empty_like(x)
-    for row in prange(x.shape[0]):
-        softmax_row(x[row], out[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (x.shape[0] + ROWS - 1) // ROWS):
+            for row in range(block * ROWS, min(x.shape[0], (block + 1) * ROWS)):
+                softmax_row(x[row], out[row])
     return out
 
 
@@ -45,6 +51,9 @@ def softmax_row_backward(dout, out, dx):
 def softmax_backward(dout, out):
     """(rows, n) gradients of the result, and the result -> (rows, n) gradients of x."""
     dx = np.empty_like(out)
-    for row in prange(out.shape[0]):
-        softmax_row_backward(dout[row], out[row], dx[row])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, (out.shape[0] + ROWS - 1) // ROWS):
+            for row in range(block * ROWS, min(out.shape[0], (block + 1) * ROWS)):
+                softmax_row_backward(dout[row], out[row], dx[row])
     return dx

@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import jit
+from .pieces import WORKERS, new_counter, pieces
 
 PARTS = 16  # of the rows, each summed apart
 BLOCK = 16384  # elements a thread takes at a time
@@ -36,8 +37,10 @@ def _add_rows(x, first, end, total):
 def sum_rows(x):
     """(rows, n) -> (n,): the gradient of a bias. PARTS of the rows are summed apart, as in layer_norm's gradient."""
     sums = zero_parts(x)
-    for part in prange(PARTS):
-        _add_rows(x, x.shape[0] * part // PARTS, x.shape[0] * (part + 1) // PARTS, sums[part])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for part in pieces(counter, PARTS):
+            _add_rows(x, x.shape[0] * part // PARTS, x.shape[0] * (part + 1) // PARTS, sums[part])
     return sum_of_parts(sums)
 
 
@@ -52,9 +55,13 @@ def _sum_of_squares(x):
 @jit(parallel=True)
 def sum_of_squares(x):
     """Sum of x**2 over (n,). Blocks are joined in float64: one float32 sum of 100 million loses digits."""
+    if x.size <= BLOCK:
+        return float(_sum_of_squares(x))
     parts = np.empty((x.size + BLOCK - 1) // BLOCK)
-    for block in prange(parts.size):
-        parts[block] = _sum_of_squares(x[block * BLOCK : min(x.size, (block + 1) * BLOCK)])
+    counter = new_counter()
+    for _ in prange(WORKERS):
+        for block in pieces(counter, parts.size):
+            parts[block] = _sum_of_squares(x[block * BLOCK : min(x.size, (block + 1) * BLOCK)])
     total = 0.0
     for part in parts:
         total += part

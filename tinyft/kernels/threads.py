@@ -1,19 +1,47 @@
-"""Kernels called from several threads of Python.
+"""The threads that kernels run on: how many, how they wait, and who may call from several threads of Python.
 
 Numba runs `prange` loops on one of three layers. With OpenMP and TBB several threads may call kernels at the
 same time. Its own "workqueue", which is left where neither is installed, ends the whole process when two
 threads are in kernels at once. There they take turns.
 
-`numba.set_num_threads` (--threads) holds for the thread that calls it; others start with all that there are.
-So whoever serves several requests does best to let one thread own the model.
+There is a thread for each core that this process may use: no more than a container's quota allows, hyper-threads of
+one core counted once (`cpu.py`). NUMBA_NUM_THREADS, or --threads, says otherwise. `numba.set_num_threads` holds for
+the thread that calls it; others start with all that there are. So whoever serves several requests does best to let one
+thread own the model.
+
+A thread that has done its part of a loop waits for the others, and OpenMP's wait by asking again and again, for
+milliseconds. Alone on the machine that is the fastest way. But beside another program, the waiting thread keeps from
+the core the very thread that it waits for. So here they ask a few thousand times and then sleep. And kernels hand out
+their work in small pieces from a counter, so that a thread which gets less of its core takes fewer of them.
 """
 
 import functools
 import importlib
+import os
 import threading
 from collections.abc import Callable
 
 import numba
+from numba.np.ufunc import parallel
+
+from .cpu import default_threads
+
+# What OpenMP libraries ask for at their start. GNU's counts the times it asks, about 2 ns each; Intel's and LLVM's
+# takes milliseconds.
+BRIEF_WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
+
+
+def prepare_threads() -> None:
+    """Wait briefly, and use the cores that there are; what the user has set stays. For the start, before any kernel."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in BRIEF_WAITING.items():
+            os.environ.setdefault(name, value)
+    if "NUMBA_NUM_THREADS" not in os.environ and not parallel._is_initialized:
+        threads = min(default_threads(), numba.config.NUMBA_NUM_THREADS)
+        # In the environment as well, where Numba looks again whenever that has changed.
+        os.environ["NUMBA_NUM_THREADS"] = str(threads)
+        numba.config.NUMBA_NUM_THREADS = threads
+
 
 _taking_turns = threading.Lock()
 
