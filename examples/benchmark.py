@@ -15,20 +15,21 @@ from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
-from benchmarks import account, charts, kernels, machine, peers, processes, starting, training  # noqa: E402
+from benchmarks import account, busy, charts, kernels, machine, peers, processes, starting, training  # noqa: E402
 from benchmarks.timing import Table  # noqa: E402
 
 from tinyft import GPT2, GPT2Config, cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "decode", "step", "account", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "step", "account", "busy", "start")
 CHARTED = ("matmul", "step")
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax")
 EXAMPLES = """\
   python examples/benchmark.py
   python examples/benchmark.py --only loss --only step
   python examples/benchmark.py --only account             where every millisecond of a step goes
+  python examples/benchmark.py --only busy                how steps fare beside other programs
   python examples/benchmark.py --json numbers.json --chart chart.png
   python examples/benchmark.py --from numbers.json --chart chart.png
 """
@@ -109,6 +110,8 @@ def run_part(part: str, table: Table, limits: dict[str, float], torch, options, 
         training.measure(table, options.without_torch, threads)
     elif part == "account":
         account.measure(table, limits, threads)
+    elif part == "busy":
+        busy.measure(table, options.without_torch, threads)
     elif part == "start":
         starting.measure(table)
 
@@ -121,7 +124,8 @@ def measure(options, threads: int) -> dict:
     print(f"NumPy {np.__version__} with {numpy_kernel()}; PyTorch "
           f"{torch.__version__ if torch else 'is left out or not installed'}; Python {sys.version.split()[0]}")
     limits = machine.measure(table)
-    numbers = {"threads": threads, "versions": versions(), "tables": table.titles, "rows": table.rows}
+    numbers = {"cpu": machine.cpu(), "threads": threads, "versions": versions(), "tables": table.titles,
+               "rows": table.rows}
     for part in PARTS:
         if part in (options.only or PARTS):
             run_part(part, table, limits, torch, options, threads)
@@ -133,9 +137,10 @@ def measure(options, threads: int) -> dict:
 def main() -> None:
     """Measure, or serve as one of the processes that are measured, or only draw."""
     options = parse_arguments()
+    if options.serve == "account":
+        return processes.serve(account.make_step())
     if options.serve:
-        processes.serve(account.make_step() if options.serve == "account" else peers.make_step(options.serve))
-        return
+        return processes.serve(*peers.make_step(options.serve))
     check(options)
     if options.saved:
         numbers = charts.read_numbers(options.saved)

@@ -7,7 +7,7 @@ seconds, floating-point operations, bytes. What is in no kernel is NumPy's and P
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -15,11 +15,15 @@ import numpy as np
 from tinyft.segments import Segments
 
 from .machine import limits
-from .processes import BATCHES, VOCABULARY, Process, describe
+from .processes import SHARED, VOCABULARY, Process, describe
 from .timing import Table
 from .training import take_turns
 
 KERNELS = "tinyft.kernels."
+OUTPUT = "output layer, products both ways"
+FORWARD, FOR_INPUTS, FOR_WEIGHTS = (f"blocks, products {what}" for what in
+                                    ("forward", "for input gradients", "for weight gradients"))
+PRODUCTS = (OUTPUT, FORWARD, FOR_INPUTS, FOR_WEIGHTS)
 BETWEEN = "NumPy and Python between kernels"
 Cost = tuple[str, float, float]  # which row of the table, floating-point operations, bytes
 
@@ -32,13 +36,13 @@ def _bytes(*values) -> int:
 def _product(result, a, b, *args, **options) -> Cost:
     """(M, K) @ (K, N). Gradients are told by the factor that is turned."""
     if VOCABULARY in (*a.shape, *b.shape):
-        row = "output layer, products both ways"
+        row = OUTPUT
     elif not a.flags.c_contiguous:
-        row = "blocks, products for weight gradients"
+        row = FOR_WEIGHTS
     elif not b.flags.c_contiguous:
-        row = "blocks, products for input gradients"
+        row = FOR_INPUTS
     else:
-        row = "blocks, products forward"
+        row = FORWARD
     return row, 2 * a.shape[0] * a.shape[1] * b.shape[1], 0
 
 
@@ -151,25 +155,36 @@ def _add_row(table: Table, what: str, whole: float, seconds: float, operations: 
     }, floor=1000 * floor if floor else None, of_limit=floor / seconds if floor else None)
 
 
+def sum_of(rows: Iterable[list[float]]) -> list[float]:
+    """Seconds, operations and bytes of several rows together."""
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
 def _show(table: Table, steps: list[dict[str, list[float]]], machine: dict[str, float]) -> None:
     """Medians by row. The whole step is their sum, so that nothing is left over; the median step is near it."""
     rows = {what: [statistics.median(step[what][0] for step in steps), *numbers[1:]]
             for what, numbers in steps[0].items()}
-    floors = {what: operations / machine["peak"] / 1e9 + moved / machine["bandwidth"] / 1e9
-              for what, (_, operations, moved) in rows.items()}
-    whole = sum(row[0] for row in rows.values())
+    whole = sum_of(rows.values())[0]
+
+    def add(what: str, seconds: float, operations: float, moved: float, mixed: bool = False) -> None:
+        floor = operations / machine["peak"] / 1e9 + moved / machine["bandwidth"] / 1e9
+        _add_row(table, what, whole, seconds, operations, 0 if mixed else moved, floor)
+
     for what, row in sorted(rows.items(), key=lambda item: (item[0] == BETWEEN, -item[1][0])):
-        _add_row(table, what, whole, *row, floors[what])
-    _add_row(table, "whole step: sum of the rows", whole, whole, sum(row[1] for row in rows.values()),
-             floor=sum(floors.values()))
+        add(what, *row)
+    add("sum of the products", *sum_of(rows[what] for what in PRODUCTS if what in rows))
+    add("whole step: sum of the rows", *sum_of(rows.values()), mixed=True)
     _add_row(table, "median of whole steps", whole,
              statistics.median(sum(row[0] for row in step.values()) for step in steps))
 
 
 def measure(table: Table, before: dict[str, float], threads: int, rounds: int = 7) -> None:
-    """Both batches. before: what the machine could do earlier; a busy moment then would make the floor too high."""
+    """Both batches whose rows share tokens, the usual case.
+
+    before: what the machine could do earlier; a busy moment then would make the floor too high.
+    """
     with Process("account", threads) as process:
-        answers = {batch: take_turns([process], batch, rounds)["account"] for batch in BATCHES}
+        answers = {batch: take_turns([process], batch, rounds)["account"] for batch in SHARED}
     machine = {what: max(value, before[what]) for what, value in limits().items()}
     for batch, taken in answers.items():
         table.title(f"account_{batch}", f"where a step goes, GPT-2 124M, float32, {describe(batch)}",

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from tinyft.files import read_json, replacing
 
+from .kernels import ROWS
 from .machine import PEAK
+from .processes import PREFIX
 
 OURS, OTHERS, INK = "#1f6fb4", "#c3c7cc", "#333333"
 DTYPES = {"float32": "", "bfloat16": "_bf16"}  # and the end of a peer's name that goes with it
 NAMES = {"transformers": "transformers", "chapter7": "LLMs-from-scratch", "jax": "JAX"}
 ARITHMETIC = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX"}
-Bars = dict[str, dict[str, float]]  # dtype -> peer -> length of its bar
+LEARNED = {"shared_full": "prompts learned", "shared_masked": "prompts masked"}
+Bars = dict[str, dict[str, float]]  # heading -> peer -> length of its bar
 
 
 def check(path: Path) -> None:
@@ -36,9 +39,10 @@ def read_numbers(path: Path) -> dict:
 
 
 def _training_bars(rows: list[dict]) -> Bars:
-    """Seconds of the whole step, with the prompts learned: what tinyft gains least at."""
-    return {dtype: {row["what"].removesuffix(end): row["whole_step"] / 1000 for row in rows
-                    if row["table"] == f"step_full_{dtype}"} for dtype, end in DTYPES.items()}
+    """Seconds of the whole step on batches whose rows share their beginning, as instructions usually do."""
+    return {f"{dtype}, {learned}": {row["what"].removesuffix(end): row["whole_step"] / 1000 for row in rows
+                                    if row["table"] == f"step_{batch}_{dtype}"}
+            for dtype, end in DTYPES.items() for batch, learned in LEARNED.items()}
 
 
 def _matmul_bars(rows: list[dict]) -> Bars:
@@ -48,18 +52,23 @@ def _matmul_bars(rows: list[dict]) -> Bars:
                     if peer + end in totals.get(dtype, {})} for dtype, end in DTYPES.items()}
 
 
+def _height(bars: Bars) -> float:
+    """Of a panel, where a bar and its distance to the next are 1."""
+    return sum(len(lengths) + 1.3 for lengths in bars.values() if lengths)
+
+
 def _draw_bars(axes, bars: Bars) -> dict[str, dict[str, float]]:
-    """Bars under a heading for each dtype; returns at which height each stands."""
+    """Bars under their headings; returns at which height each stands."""
     y, heights, names = 0.0, {}, {}
-    for dtype, lengths in ((dtype, lengths) for dtype, lengths in bars.items() if lengths):
-        axes.text(0, y, f"{dtype} ", ha="right", va="center", weight="bold", color=INK)
-        heights[dtype] = {peer: y + 1 + i for i, peer in enumerate(lengths)}
-        for peer, height in heights[dtype].items():
+    for heading, lengths in ((heading, lengths) for heading, lengths in bars.items() if lengths):
+        axes.text(0, y, f" {heading}", va="center", weight="bold", color=INK)
+        heights[heading] = {peer: y + 1 + i for i, peer in enumerate(lengths)}
+        for peer, height in heights[heading].items():
             axes.barh(height, lengths[peer], height=0.72, color=OURS if peer == "tinyft" else OTHERS)
             names[height] = NAMES.get(peer, peer)
         y += len(lengths) + 1.3
     axes.set_yticks(list(names), list(names.values()))
-    axes.set_ylim(y - 0.6, -0.6)
+    axes.spines["left"].set_bounds(-0.6, y - 0.6)
     return heights
 
 
@@ -76,13 +85,13 @@ def _clean(axes, title: str) -> None:
 def _draw_training(axes, bars: Bars) -> None:
     """Seconds behind the bars, and how many times as long as tinyft's."""
     heights = _draw_bars(axes, bars)
-    for dtype, at in heights.items():
+    for heading, at in heights.items():
         for peer, y in at.items():
-            seconds, ours = bars[dtype][peer], bars[dtype]["tinyft"]
+            seconds, ours = bars[heading][peer], bars[heading]["tinyft"]
             times = "" if peer == "tinyft" else f"  ({seconds / ours:.1f} ×)"
             axes.text(seconds, y, f" {seconds:.2f} s{times}", va="center", color=INK)
     axes.set_xlim(0, 1.45 * max(seconds for lengths in bars.values() for seconds in lengths.values()))
-    _clean(axes, "Training step of GPT-2 124M: less is better")
+    _clean(axes, f"Training step of GPT-2 124M: less is better\n8 rows that share their first {PREFIX} tokens")
 
 
 def _draw_matmul(axes, bars: Bars, peak: float) -> None:
@@ -96,14 +105,16 @@ def _draw_matmul(axes, bars: Bars, peak: float) -> None:
     axes.plot([peak, peak], [min(float32) - 0.6, max(float32) + 0.6], color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.text(peak, min(float32) - 0.8, f"peak of the CPU: {peak:.0f}", ha="center", fontsize=8.5, color=INK)
     axes.set_xlim(0, 1.3 * max(peak, *bars["float32"].values(), *bars["bfloat16"].values()))
-    _clean(axes, "Matrix products, GFLOP/s: more is better")
+    _clean(axes, f"Matrix products, GFLOP/s: more is better\nall of a training step with {ROWS:,} rows")
 
 
 def _footer(numbers: dict) -> str:
     """Under what conditions; the versions of those who do the arithmetic."""
     versions = numbers.get("versions", {})
     shown = ", ".join(f"{name} {versions[package]}" for package, name in ARITHMETIC.items() if package in versions)
-    return f"Steps: 8 rows of 40 to 75 tokens, prompts learned.\n{numbers.get('threads', '?')} CPU threads. {shown}"
+    threads = numbers.get("threads", "?")
+    cpu = numbers.get("cpu", {}).get("name", "CPU")
+    return f"Steps: rows of 40 to 75 tokens. {threads} threads on {cpu}.\n{shown}"
 
 
 def draw(numbers: dict, path: Path) -> None:
@@ -117,8 +128,10 @@ def draw(numbers: dict, path: Path) -> None:
     if not panels:
         raise ValueError("--chart: there are no numbers of the parts matmul and step to draw")
     with rc_context({"font.size": 9.5}):
-        figure = Figure(figsize=(4.5 * len(panels), 3.5), dpi=200, layout="constrained")
+        height = max(map(_height, panels))  # of both panels, so that all bars are equally thick
+        figure = Figure(figsize=(4.7 * len(panels), 1 + 0.22 * height), dpi=200, layout="constrained")
         for bars, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            axes.set_ylim(height - 0.6, -0.6)
             if bars is training:
                 _draw_training(axes, bars)
             else:

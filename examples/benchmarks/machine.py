@@ -1,11 +1,13 @@
-"""What the machine can do: multiply-adds in registers, and reading memory."""
+"""What the machine is, what the kernels chose for it, and what it can do: multiply-adds in registers, and reading."""
 
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, prange, types
+from numba import get_num_threads, prange, threading_layer, types
 from numba.extending import intrinsic
 
-from tinyft.kernels.jit import VECTOR_BYTES, jit
+from tinyft.kernels.cpu import cache_sizes, cpu_name, cpu_quota, physical_cores
+from tinyft.kernels.jit import HAS_BFLOAT16, VECTOR_BYTES, jit
+from tinyft.kernels.matmul import PIECE_BYTES, SHARED_BYTES
 from tinyft.kernels.packing import TILE_ROWS, TILE_VECTORS
 from tinyft.kernels.simd import Vectors
 
@@ -78,9 +80,37 @@ def limits() -> dict[str, float]:
     return {"peak": flops / times["fma"] / 1e9, "bandwidth": data.nbytes / times["read"] / 1e9}
 
 
+def cpu() -> dict[str, str | float | None]:
+    """The CPU, and what was chosen for it; sizes in bytes. Only after a kernel ran, which chooses the layer."""
+    caches = cache_sizes()
+    return {"name": cpu_name(), "L1d": caches.l1d, "L2": caches.l2, "L3": caches.l3, "cores": physical_cores(),
+            "quota": cpu_quota(), "threads": get_num_threads(), "threading_layer": threading_layer(),
+            "vector_bits": 8 * VECTOR_BYTES, "bfloat16": HAS_BFLOAT16, "tile_rows": TILE_ROWS,
+            "tile_vectors": TILE_VECTORS, "piece_bytes": PIECE_BYTES, "shared_bytes": SHARED_BYTES}
+
+
+def _size(count: int) -> str:
+    """Bytes in binary units, as makers of CPUs count them; caches are whole numbers of KB."""
+    if not count:
+        return "none"
+    return f"{count / 2**20:g} MB" if count >= 2**20 else f"{count / 2**10:g} KB"
+
+
+def describe(found: dict) -> str:
+    """What `cpu` found, in two lines."""
+    quota = f"a quota of {found['quota']:g}" if found["quota"] else "no quota"
+    bfloat16 = "with" if found["bfloat16"] else "no"
+    return (f"CPU: {found['name']}; {found['cores']} cores, {quota}; "
+            f"L1d {_size(found['L1d'])}, L2 {_size(found['L2'])} a core, L3 {_size(found['L3'])}\n"
+            f"chosen: {found['threads']} threads ({found['threading_layer']}), vectors of {found['vector_bits']} bits, "
+            f"{bfloat16} bfloat16; matmul: tiles of {found['tile_rows']} rows x {found['tile_vectors']} vectors, "
+            f"pieces of {_size(found['piece_bytes'])}, up to {_size(found['shared_bytes'])} shared")
+
+
 def measure(table: Table) -> dict[str, float]:
-    """The limits, and a table of them."""
+    """What the machine is, and a table of its limits, which are returned."""
     machine = limits()
+    print(describe(cpu()))
     table.title("machine", f"machine, {get_num_threads()} threads, vectors of {8 * VECTOR_BYTES} bits")
     table.add(PEAK, "GFLOP/s", measured=machine["peak"])
     table.add("reading 1 GiB", "GB/s", measured=machine["bandwidth"])

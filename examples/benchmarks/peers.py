@@ -1,7 +1,8 @@
 """What a person could train GPT-2 124M with instead: one function for each, which makes a training step.
 
 A step takes inputs and targets (8, T) and returns its seconds by part. Packages are imported inside, since
-each peer runs in a process of its own, and only where it is installed.
+each peer runs in a process of its own, and only where it is installed. tinyft and transformers can train a small
+model as well.
 """
 
 import importlib.util
@@ -13,6 +14,8 @@ import numpy as np
 
 from .processes import VOCABULARY, threads_given
 
+GPT2_124M = dict(vocab_size=VOCABULARY, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
+SMALL = dict(vocab_size=4000, n_positions=256, n_embd=224, n_layer=6, n_head=7)  # like the one in weights/
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 0.1, 1.0
 Step = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
@@ -33,7 +36,7 @@ def _timed(forward: Callable, backward: Callable, optimizer: Callable) -> Step:
     return step
 
 
-def tinyft_step(bfloat16: bool) -> Step:
+def tinyft_step(bfloat16: bool, shape: dict[str, int] = GPT2_124M) -> Step:
     """tinyft as `train` uses it."""
     from tinyft import GPT2, AdamW, GPT2Config
     from tinyft.memory import keep_freed_memory
@@ -41,19 +44,19 @@ def tinyft_step(bfloat16: bool) -> Step:
 
     keep_freed_memory()
     set_product_dtype("bfloat16" if bfloat16 else "float32")
-    model = GPT2(GPT2Config(), np.random.default_rng(0))
+    model = GPT2(GPT2Config(**shape), np.random.default_rng(0))
     optimizer = AdamW(model, weight_decay=WEIGHT_DECAY)
     return _timed(model.loss, lambda loss: loss.backward(),
                   lambda: optimizer.step(LEARNING_RATE, max_norm=MAX_GRAD_NORM))
 
 
-def transformers_step(bfloat16: bool) -> Step:
+def transformers_step(bfloat16: bool, shape: dict[str, int] = GPT2_124M) -> Step:
     """transformers with PyTorch's fused AdamW; bfloat16 by autocast."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.set_num_threads(threads_given())
-    model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
+    model = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
     def forward(inputs, targets):
@@ -110,9 +113,9 @@ def jax_step(bfloat16: bool) -> Step:
 
 @dataclass(frozen=True)
 class Peer:
-    """How to make a peer's step, and what has to be installed for it."""
+    """How to make a peer's step, of whether in bfloat16 and perhaps a shape, and what has to be installed for it."""
 
-    make_step: Callable[[bool], Step]
+    make_step: Callable[..., Step]
     packages: tuple[str, ...] = ()
     install: str = ""
     dtypes: tuple[str, ...] = ("float32",)
@@ -132,6 +135,16 @@ PEERS = {
 }
 
 
-def make_step(name: str) -> Step:
-    """The step of "tinyft", "tinyft_bf16", "jax", ..."""
-    return PEERS[name.removesuffix("_bf16")].make_step(name.endswith("_bf16"))
+def installed(without_torch: bool) -> tuple[dict[str, Peer], dict[str, Peer]]:
+    """The peers that are, and those that are not; neither has those on PyTorch if it is to be left out."""
+    wanted = {name: peer for name, peer in PEERS.items() if not (without_torch and "torch" in peer.packages)}
+    here = {name: peer for name, peer in wanted.items() if peer.is_installed()}
+    return here, {name: peer for name, peer in wanted.items() if name not in here}
+
+
+def make_step(name: str) -> tuple[Step, int]:
+    """The step of "tinyft", "tinyft_bf16", "tinyft_small", "jax", ...; and of how many tokens its vocabulary is."""
+    peer, *kind = name.split("_")
+    if "small" in kind:
+        return PEERS[peer].make_step("bf16" in kind, SMALL), SMALL["vocab_size"]
+    return PEERS[peer].make_step("bf16" in kind), VOCABULARY

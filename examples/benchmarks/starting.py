@@ -6,12 +6,13 @@ import sys
 import tempfile
 import time
 
+from .peers import SMALL
 from .timing import Table, interleaved
 
-FIRST_STEP = """
+FIRST_STEP = f"""
 import numpy as np
 from tinyft import GPT2, GPT2Config, AdamW
-model = GPT2(GPT2Config(vocab_size=4000, n_positions=256, n_embd=224, n_layer=6, n_head=7), np.random.default_rng(0))
+model = GPT2(GPT2Config(**{SMALL}), np.random.default_rng(0))
 ids = np.arange(128).reshape(2, 64)
 model.loss(ids, ids).backward()
 AdamW(model).step(1e-4, max_norm=1.0)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from tinyft.kernels.jit import HAS_BFLOAT16
 
-from .peers import PEERS
+from .peers import installed
 from .processes import BATCHES, Process, describe
 from .timing import REST, Table
 
@@ -50,10 +50,10 @@ def _compare(table: Table, dtype: str, names: list[str], threads: int, rounds: i
 
 def measure(table: Table, without_torch: bool, threads: int, rounds: int = 7) -> None:
     """Medians of `rounds` steps, first in float32, then in bfloat16, where the CPU has it."""
-    peers = {name: peer for name, peer in PEERS.items() if not (without_torch and "torch" in peer.packages)}
-    missing = [f"{name} ({peer.install})" for name, peer in peers.items() if not peer.is_installed()]
+    peers, missing = installed(without_torch)
     if missing:
-        print(f"\ntraining peers that are not installed: {'; '.join(missing)}")
+        names = [f"{name} ({peer.install})" for name, peer in missing.items()]
+        print(f"\ntraining peers that are not installed: {'; '.join(names)}")
     for dtype in ("float32", "bfloat16") if HAS_BFLOAT16 else ("float32",):
-        names = [name for name, peer in peers.items() if peer.is_installed() and dtype in peer.dtypes]
+        names = [name for name, peer in peers.items() if dtype in peer.dtypes]
         _compare(table, dtype, names, threads, rounds)
