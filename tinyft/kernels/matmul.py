@@ -163,16 +163,14 @@ def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
             i, j = (outer, inner) if row_by_row else (inner, outer)
             n_rows, n_columns = min(TILE_ROWS, rows - i * TILE_ROWS), min(tile_columns, columns - j * tile_columns)
             corner, left = c_start + i * TILE_ROWS * c_stride + j * tile_columns, j * tile_columns
-            if n_rows < TILE_ROWS or n_columns < tile_columns:
-                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, partial_tile, 0, tile_columns,
-                     c, 0, 0, False)
+            # One call for all cases: each would be compiled into a tile of its own.
+            whole, biased = n_rows == TILE_ROWS and n_columns == tile_columns, bias.size > 0
+            tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth,
+                 c if whole else partial_tile, corner if whole else 0, c_stride if whole else tile_columns,
+                 bias if biased else c, left if biased else corner, 0 if biased else c_stride,
+                 whole and (add or biased))
+            if not whole:
                 _copy_partial(partial_tile, tile_columns, c, corner, c_stride, n_rows, n_columns, bias[left:], add)
-            elif bias.size > 0:
-                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, c, corner, c_stride,
-                     bias, left, 0, True)
-            else:
-                tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth, c, corner, c_stride,
-                     c, corner, c_stride, add)
 
 
 class Plan(NamedTuple):
