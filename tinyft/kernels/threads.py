@@ -11,7 +11,7 @@ thread own the model.
 
 A thread that has done its part of a loop waits for the others, and OpenMP's wait by asking again and again, for
 milliseconds. Alone on the machine that is the fastest way. But beside another program, the waiting thread keeps from
-the core the very thread that it waits for. So here they ask a few thousand times and then sleep. And kernels hand out
+the core the very thread that it waits for. So here they ask two thousand times and then sleep. And kernels hand out
 their work in small pieces from a counter, so that a thread which gets less of its core takes fewer of them.
 """
 
@@ -26,9 +26,9 @@ from numba.np.ufunc import parallel
 
 from .cpu import default_threads
 
-# What OpenMP libraries ask for at their start. GNU's counts the times it asks, about 2 ns each; Intel's and LLVM's
-# takes milliseconds.
-BRIEF_WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
+# What OpenMP libraries look up when they are loaded. GNU's is how often to ask, each time a pause of some 10 to 40 ns,
+# which bridges most gaps between two kernels of a step; Intel's and LLVM's is in milliseconds.
+BRIEF_WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 def prepare_threads() -> None:
