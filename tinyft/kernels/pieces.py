@@ -8,7 +8,7 @@ that another program keeps from its core, or that has a slow core. From a counte
         for piece in pieces(counter, count):
             ...
 
-Where a second stage needs all of the first, its pieces say when they are `finished`, and threads `wait_for` them within
+Where a second stage needs all of the first, each piece of the first is said to `finish`, and threads `wait_for` them within
 the loop. Unlike the end of a parallel loop, that waits for nobody who has not begun: a thread that comes late finds its
 part done.
 """
@@ -25,8 +25,6 @@ from .jit import jit
 
 # How often the loop over pieces is started; by each thread at least once, and all but its first find nothing left.
 WORKERS = 128
-
-
 SPINS = 200  # times that `wait_for` looks before it lets others have the core
 
 
@@ -83,6 +81,7 @@ def _yield_core(typingctx):
     return types.void(), codegen
 
 
+# Inline, which keeps it off the disk: a generator that Numba loads from its cache can't be used in a new kernel.
 @jit(inline=True)
 def pieces(counters, count, at=0):
     """The numbers below `count` that no other thread has taken from counters[at] yet, one after the other."""
