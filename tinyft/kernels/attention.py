@@ -101,14 +101,21 @@ def _scratch(flat_qkv, size, longest):
 
 
 @jit
+def _row_of(segments, segment):
+    """The numbers of a row's tokens, that of the first of its own, and how many it shares with earlier rows."""
+    tokens = segments.seen[segments.seen_starts[segment] : segments.seen_starts[segment + 1]]
+    own = segments.starts[segment]
+    return tokens, own, tokens.size - (segments.starts[segment + 1] - own)
+
+
+@jit
 def _attend_to_tasks(counter, qkv, heads, segments, scale, out, lse):
     """What one thread does in `attention_forward`: take (segment, head) pairs until none is left."""
     size, starts = out.shape[1] // heads, segments.seen_starts
     gathered, keys, values, rows, scores, partial_tile = _scratch(qkv.reshape(-1), size, _longest(starts))
     for task in pieces(counter, (starts.size - 1) * heads):
         segment, head = task // heads, task % heads
-        tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
-        shared = tokens.size - (segments.starts[segment + 1] - own)
+        tokens, own, shared = _row_of(segments, segment)
         _attend(qkv, own, head, tokens, shared, size, scale, out, lse[head],
                 gathered, keys, values, rows, scores, partial_tile)
 
@@ -226,8 +233,7 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, segments, scale, lse, d
     block = np.empty(round_up(size, TILE_VECTORS * lanes_of(scores)) * QUERY_BLOCK, qkv.dtype)
     for task in pieces(counter, (starts.size - 1) * heads):
         segment, head = task // heads, task % heads
-        tokens, own = segments.seen[starts[segment] : starts[segment + 1]], segments.starts[segment]
-        shared = tokens.size - (segments.starts[segment + 1] - own)
+        tokens, own, shared = _row_of(segments, segment)
         _attend_backward(qkv, own, head, tokens, shared, size, scale, dout, lse[head], dqkv, dkeys, dvalues,
                          gathered, keys, values, keys_down, block, rows, scores, dscores, partial_tile)
         before = starts[segment] - own  # shared tokens of all segments before this one
@@ -240,10 +246,9 @@ def _add_shared(block, segments, dshared, dqkv):
     width, row = dshared.shape[1] // 2, 0
     low, high = block * COLUMNS, min(2 * width, (block + 1) * COLUMNS)
     for segment in range(segments.starts.size - 1):
-        first = segments.seen_starts[segment]
-        own = segments.starts[segment + 1] - segments.starts[segment]
-        for i in range(first, segments.seen_starts[segment + 1] - own):
-            source, target = dshared[row, low:high], dqkv[segments.seen[i], width + low : width + high]
+        tokens, _, shared = _row_of(segments, segment)
+        for i in range(shared):
+            source, target = dshared[row, low:high], dqkv[tokens[i], width + low : width + high]
             for j in range(source.size):
                 target[j] += source[j]
             row += 1

@@ -8,9 +8,9 @@ that another program keeps from its core, or that has a slow core. From a counte
         for piece in pieces(counter, count):
             ...
 
-Where a second stage needs all of the first, each piece of the first is said to `finish`, and threads `wait_for` them within
-the loop. Unlike the end of a parallel loop, that waits for nobody who has not begun: a thread that comes late finds its
-part done.
+Where a second stage needs all of the first, each piece of the first is said to `finish`, and threads `wait_for` them
+within the loop. Unlike the end of a parallel loop, that waits for nobody who has not begun: a thread that comes late
+finds its part done.
 """
 
 import os
