@@ -16,6 +16,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import event
 
+from .cpu import may_use_matrix_unit
 from .threads import layer_is_thread_safe, one_thread_at_a_time, prepare_threads
 
 prepare_threads()
@@ -49,6 +50,10 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 HAS_BFLOAT16 = VECTOR_BYTES == 64 and "avx512bf16" in HOST_FEATURES  # products of bfloat16 pairs
+HAS_MATRIX_UNIT = (
+    HAS_BFLOAT16 and "amx-bf16" in HOST_FEATURES and os.environ.get("TINYFT_MATRIX_UNIT") != "0"
+    and may_use_matrix_unit()
+)
 
 
 def _fingerprint() -> str:
@@ -57,7 +62,7 @@ def _fingerprint() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     features = ",".join(sorted(HOST_FEATURES))
-    digest.update(f"{numba.__version__} {llvm.get_host_cpu_name()} {features} {VECTOR_BYTES}".encode())
+    digest.update(f"{numba.__version__} {llvm.get_host_cpu_name()} {features} {VECTOR_BYTES} {HAS_MATRIX_UNIT}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -32,10 +32,21 @@ from numba.extending import intrinsic
 
 from .cpu import CacheSizes, cache_sizes
 from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
+from .matrix_unit import configure_registers, emit_tile, release_registers, uses_matrix_unit
 from .one_row import multiply_row
-from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
+from .packing import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    Layout,
+    elements_per_item,
+    layout_of,
+    pack_columns,
+    pack_rows,
+    tile_rows_of,
+    unit_of,
+)
 from .pieces import finish, new_counters, pieces, wait_for
-from .simd import Vectors, elements_per_item, lanes_of, pointer_to
+from .simd import Vectors, lanes_of, pointer_to
 
 K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
 PIECES = 4  # for each thread at least, so that none waits for long
@@ -66,6 +77,9 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, base, b
         pointer_b = pointer_to(context, builder, kinds[2], b, b_start)
         pointer_c = pointer_to(context, builder, kinds[5], c, c_start)
         pointer_base = pointer_to(context, builder, kinds[8], base, base_start)
+        if uses_matrix_unit(kinds[0].dtype):
+            emit_tile(builder, pointer_a, pointer_b, depth, pointer_c, c_stride, pointer_base, base_stride, add)
+            return context.get_dummy_value()
         vectors, operands = Vectors(builder, kinds[5].dtype), Vectors(builder, kinds[0].dtype)
         index = ir.IntType(64)
         grid = [(row, column) for row in range(TILE_ROWS) for column in range(TILE_VECTORS)]
@@ -157,20 +171,23 @@ def multiply_panels(packed_a, a_stride, packed_b, b_start, b_stride, depth,
     of B before the next one does, instead of each panel of B all of A.
     """
     tile_columns = TILE_VECTORS * lanes_of(c)
-    tiles_down, tiles_across = round_up(rows, TILE_ROWS) // TILE_ROWS, round_up(columns, tile_columns) // tile_columns
+    tile_rows = tile_rows_of(packed_a)
+    tiles_down, tiles_across = round_up(rows, tile_rows) // tile_rows, round_up(columns, tile_columns) // tile_columns
+    configure_registers(packed_a)
     for outer in range(tiles_down if row_by_row else tiles_across):
         for inner in range(tiles_across if row_by_row else tiles_down):
             i, j = (outer, inner) if row_by_row else (inner, outer)
-            n_rows, n_columns = min(TILE_ROWS, rows - i * TILE_ROWS), min(tile_columns, columns - j * tile_columns)
-            corner, left = c_start + i * TILE_ROWS * c_stride + j * tile_columns, j * tile_columns
+            n_rows, n_columns = min(tile_rows, rows - i * tile_rows), min(tile_columns, columns - j * tile_columns)
+            corner, left = c_start + i * tile_rows * c_stride + j * tile_columns, j * tile_columns
             # One call for all cases: each would be compiled into a tile of its own.
-            whole, biased = n_rows == TILE_ROWS and n_columns == tile_columns, bias.size > 0
+            whole, biased = n_rows == tile_rows and n_columns == tile_columns, bias.size > 0
             tile(packed_a, i * a_stride, packed_b, b_start + j * b_stride, depth,
                  c if whole else partial_tile, corner if whole else 0, c_stride if whole else tile_columns,
                  bias if biased else c, left if biased else corner, 0 if biased else c_stride,
                  whole and (add or biased))
             if not whole:
                 _copy_partial(partial_tile, tile_columns, c, corner, c_stride, n_rows, n_columns, bias[left:], add)
+    release_registers(packed_a)
 
 
 class Plan(NamedTuple):
@@ -188,17 +205,16 @@ class Plan(NamedTuple):
     stages: int
 
 
-def _plan(rows: int, depth: int, columns: int, threads: int, lanes: int, items: int, own_room: int,
-          shared_room: int) -> Plan:
-    """The plan for a product (rows, depth) @ (depth, columns).
-
-    lanes: elements in a vector; items: how many k one packed item holds; the rooms: items that fit a thread's own
-    buffer and the shared one.
+def _plan(rows: int, depth: int, columns: int, threads: int, layout: Layout, own_room: int, shared_room: int) -> Plan:
+    """The plan for a product (rows, depth) @ (depth, columns). The rooms: items that fit a thread's own buffer and the
+    shared one.
     """
-    k_step = _even_step(depth, K_BLOCK * items, items)
+    k_step = _even_step(depth, K_BLOCK * layout.items, layout.unit)
     # Packing spills up to a vector over the end of a panel of A, which must not hit another thread's.
-    a_panel, b_panel = k_step // items * TILE_ROWS + lanes, k_step // items * TILE_VECTORS * lanes
-    down, across = -(-rows // TILE_ROWS), -(-columns // (TILE_VECTORS * lanes))
+    spilled = layout.tile_columns // TILE_VECTORS
+    a_panel = k_step // layout.items * layout.tile_rows + spilled
+    b_panel = k_step // layout.items * layout.tile_columns
+    down, across = -(-rows // layout.tile_rows), -(-columns // layout.tile_columns)
     share_a = rows <= columns
     shared, own = (down, across) if share_a else (across, down)
     shared_size, own_size = (a_panel, b_panel) if share_a else (b_panel, a_panel)
@@ -212,8 +228,8 @@ def _plan(rows: int, depth: int, columns: int, threads: int, lanes: int, items: 
 def _pack_a(plan, a, transposed, first_k, n_k, first, n_panels, packed):
     """Pack panels first to first + n_panels - 1 of A's rows, n_k columns from first_k on; returns the rows."""
     rows, depth = (a.shape[1], a.shape[0]) if transposed else a.shape
-    row = first * TILE_ROWS
-    n_rows = min(n_panels * TILE_ROWS, rows - row)
+    row = first * tile_rows_of(packed)
+    n_rows = min(n_panels * tile_rows_of(packed), rows - row)
     start, stride = (first_k * rows + row, rows) if transposed else (row * depth + first_k, depth)
     pack_rows(a.reshape(-1), start, stride, transposed, n_rows, n_k, packed, plan.a_panel)
     return n_rows
@@ -237,15 +253,15 @@ def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias,
     """Pack one piece of the operand that is not shared, and multiply it with all that is."""
     rows, columns = c.shape
     flat_c = c.reshape(-1)
-    tile_columns = TILE_VECTORS * lanes_of(flat_c)
-    packed_k = round_up(n_k, elements_per_item(packed)) // elements_per_item(packed)
+    tile_rows, tile_columns = tile_rows_of(packed), TILE_VECTORS * lanes_of(flat_c)
+    packed_k = round_up(n_k, unit_of(packed)) // elements_per_item(packed)
     first, after = plan.own_panels * piece // plan.own_pieces, plan.own_panels * (piece + 1) // plan.own_pieces
     if plan.share_a:
-        row, column = first_shared * TILE_ROWS, first * tile_columns
-        n_rows = min(rows - row, n_shared * TILE_ROWS)
+        row, column = first_shared * tile_rows, first * tile_columns
+        n_rows = min(rows - row, n_shared * tile_rows)
         n_columns = _pack_b(plan, b, b_transposed, first_k, n_k, first, after - first, packed)
     else:
-        row, column = first * TILE_ROWS, first_shared * tile_columns
+        row, column = first * tile_rows, first_shared * tile_columns
         n_columns = min(columns - column, n_shared * tile_columns)
         n_rows = _pack_a(plan, a, a_transposed, first_k, n_k, first, after - first, packed)
     own_bias = bias[column : column + n_columns] if first_k == 0 else bias[:0]
@@ -308,11 +324,11 @@ def _workspace(dtype: np.dtype, threads: int, packed: np.dtype):
     key = f"{packed} {threads}"
     kept = getattr(_scratch, key, None)
     if kept is None:
-        lanes = VECTOR_BYTES // dtype.itemsize
+        layout = layout_of(packed)
         kept = (
             _aligned((SHARED_BYTES // dtype.itemsize,), packed),
             _aligned((threads, PIECE_BYTES // dtype.itemsize), packed),
-            _aligned((threads, TILE_ROWS * TILE_VECTORS * lanes), dtype),
+            _aligned((threads, layout.tile_rows * layout.tile_columns), dtype),
         )
         setattr(_scratch, key, kept)
     return kept
@@ -375,8 +391,7 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     if bias is None:
         bias = np.empty(0, a.dtype)
     shared, own, partial_tiles = _workspace(a.dtype, threads, packed)
-    plan = _plan(rows, a.shape[1], columns, threads, VECTOR_BYTES // a.itemsize, 2 if bfloat16 else 1, own.shape[1],
-                 shared.size)
+    plan = _plan(rows, a.shape[1], columns, threads, layout_of(packed), own.shape[1], shared.size)
     _multiply(plan, stored_a, a_transposed, stored_b, b_transposed, out, accumulate, bias, shared, own, partial_tiles,
               threads)
     return out

@@ -7,17 +7,56 @@ elements are transposed in registers on the way. Strips that are narrower are fi
 Panels of uint32 hold bfloat16 pairs: elements of two k at a time, rounded on the way.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import from_dtype, types
+from numba.extending import intrinsic, overload
 
 from .jit import HOST_FEATURES, VECTOR_BYTES, jit
-from .simd import Vectors, bfloat16_pair, elements_per_item, lanes_of, pointer_to
+from .matrix_unit import BLOCK_K, MATRIX_ROWS, pack_rows_in_blocks, uses_matrix_unit
+from .simd import Vectors, bfloat16_pair, lanes_of, pointer_to
 
 # AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
 # hold the vectors of B and one the element of A that is being used.
 TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
 TILE_VECTORS = 2
+
+
+class Layout(NamedTuple):
+    """How panels of one type are packed."""
+
+    tile_rows: int  # of C, and so of a panel of A
+    tile_columns: int  # of C, and so of a panel of B
+    items: int  # how many k one packed item holds: 2 for bfloat16 pairs, else 1
+    unit: int  # how many k are packed together; zeros fill the last of them
+
+
+def layout_of(packed: np.dtype) -> Layout:
+    """The layout of panels whose items are float32, float64, or bfloat16 pairs as uint32."""
+    if uses_matrix_unit(from_dtype(packed)):
+        return Layout(MATRIX_ROWS, MATRIX_ROWS, 2, BLOCK_K)
+    items = 2 if packed == np.uint32 else 1
+    return Layout(TILE_ROWS, TILE_VECTORS * VECTOR_BYTES // packed.itemsize, items, items)
+
+
+def _constant_of(field):
+    """Make an intrinsic that gives a field of the layout of an array's panels, as a constant of the compiled code."""
+
+    @intrinsic
+    def constant(typingctx, packed):
+        number = getattr(layout_of(np.dtype(packed.dtype.name)), field)
+
+        def codegen(context, builder, signature, args):
+            return ir.Constant(ir.IntType(64), number)
+
+        return types.intp(packed), codegen
+
+    return constant
+
+
+tile_rows_of, elements_per_item, unit_of = (_constant_of(field) for field in ("tile_rows", "items", "unit"))
 
 
 def _transposed_pack_of(rows_in):
@@ -149,12 +188,7 @@ def _pack_across(source, start, stride, width, depth, packed, packed_start, pane
 
 
 @jit
-def pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stride):
-    """Pack A[rows, depth] into panels of TILE_ROWS rows, `panel_stride` elements apart.
-
-    A[i, k] is source[start + i * stride + k], or source[start + k * stride + i] if `transposed`. `packed` needs
-    one vector of slack at its end, see `_transposed_pack_of`.
-    """
+def _pack_rows_by_k(source, start, stride, transposed, rows, depth, packed, panel_stride):
     if transposed:
         _pack_along(source, start, stride, rows, depth, packed, 0, TILE_ROWS, panel_stride)
         return
@@ -162,6 +196,25 @@ def pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stri
         first = panel * TILE_ROWS
         _pack_across(source, start + first * stride, stride, min(TILE_ROWS, rows - first), depth,
                      packed, panel * panel_stride, TILE_ROWS)
+
+
+def pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stride):
+    """Pack A[rows, depth] into panels of a tile's rows, `panel_stride` items apart; for jitted code.
+
+    A[i, k] is source[start + i * stride + k], or source[start + k * stride + i] if `transposed`. `packed` needs
+    one vector of slack at its end, see `_transposed_pack_of`.
+    """
+    raise NotImplementedError("pack_rows is for jitted code")
+
+
+@overload(pack_rows, inline="never")
+def _choose_pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stride):
+    pack = pack_rows_in_blocks if uses_matrix_unit(packed.dtype) else _pack_rows_by_k
+
+    def chosen(source, start, stride, transposed, rows, depth, packed, panel_stride):
+        pack(source, start, stride, transposed, rows, depth, packed, panel_stride)
+
+    return chosen
 
 
 @jit
@@ -173,8 +226,13 @@ def pack_columns(source, start, stride, transposed, columns, depth, packed, pack
     tile_columns = TILE_VECTORS * lanes_of(source)
     if not transposed:
         _pack_along(source, start, stride, columns, depth, packed, packed_start, tile_columns, panel_stride)
-        return
+    items, unit = elements_per_item(packed), unit_of(packed)
+    end = (depth + items - 1) // items * tile_columns
+    padded_end = (depth + unit - 1) // unit * unit // items * tile_columns
     for panel in range((columns + tile_columns - 1) // tile_columns):
-        first = panel * tile_columns
-        _pack_across(source, start + first * stride, stride, min(tile_columns, columns - first), depth,
-                     packed, packed_start + panel * panel_stride, tile_columns)
+        first, at = panel * tile_columns, packed_start + panel * panel_stride
+        if transposed:
+            _pack_across(source, start + first * stride, stride, min(tile_columns, columns - first), depth,
+                         packed, at, tile_columns)
+        for i in range(at + end, at + padded_end):
+            packed[i] = 0

@@ -18,17 +18,6 @@ from numba.extending import intrinsic, overload
 from .jit import VECTOR_BYTES, jit
 
 
-@intrinsic
-def elements_per_item(typingctx, packed):
-    """How many k one item of a packed array holds: 2 for bfloat16 pairs, else 1; a constant."""
-    count = 2 if packed.dtype == types.uint32 else 1
-
-    def codegen(context, builder, signature, args):
-        return ir.Constant(ir.IntType(64), count)
-
-    return types.intp(packed), codegen
-
-
 def round_to_bfloat16(builder, values, bits: ir.Type):
     """Emit float32 -> uint32 whose upper half is the nearest bfloat16, ties to even; a number or a whole vector.
 
