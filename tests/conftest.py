@@ -53,7 +53,8 @@ def run_python():
     """f(code, **environment) -> a finished fresh interpreter: some settings are read at import only."""
 
     def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-        kept = {name: value for name, value in os.environ.items() if name != "TINYFT_VECTOR_BITS"}
+        ours = ("TINYFT_VECTOR_BITS", "TINYFT_MATRIX_UNIT")
+        kept = {name: value for name, value in os.environ.items() if name not in ours}
         paths = [str(ROOT), str(Path(__file__).parent)]
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=900,

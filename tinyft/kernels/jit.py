@@ -50,10 +50,17 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 HAS_BFLOAT16 = VECTOR_BYTES == 64 and "avx512bf16" in HOST_FEATURES  # products of bfloat16 pairs
-HAS_MATRIX_UNIT = (
-    HAS_BFLOAT16 and "amx-bf16" in HOST_FEATURES and os.environ.get("TINYFT_MATRIX_UNIT") != "0"
-    and may_use_matrix_unit()
-)
+
+
+def _has_matrix_unit() -> bool:
+    """Whether products of bfloat16 are AMX's; TINYFT_MATRIX_UNIT=0 leaves them to vectors."""
+    wanted = os.environ.get("TINYFT_MATRIX_UNIT", "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"TINYFT_MATRIX_UNIT is {wanted!r}, expected 0, to do without the CPU's matrix unit, or 1")
+    return wanted == "1" and HAS_BFLOAT16 and "amx-bf16" in HOST_FEATURES and may_use_matrix_unit()
+
+
+HAS_MATRIX_UNIT = _has_matrix_unit()
 
 
 def _fingerprint() -> str:
@@ -62,7 +69,8 @@ def _fingerprint() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     features = ",".join(sorted(HOST_FEATURES))
-    digest.update(f"{numba.__version__} {llvm.get_host_cpu_name()} {features} {VECTOR_BYTES} {HAS_MATRIX_UNIT}".encode())
+    settings = numba.__version__, llvm.get_host_cpu_name(), features, VECTOR_BYTES, HAS_MATRIX_UNIT
+    digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]
 
 

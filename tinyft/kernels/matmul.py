@@ -266,8 +266,11 @@ def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias,
         n_rows = _pack_a(plan, a, a_transposed, first_k, n_k, first, after - first, packed)
     own_bias = bias[column : column + n_columns] if first_k == 0 else bias[:0]
     packed_a, packed_b = (shared, packed) if plan.share_a else (packed, shared)
+    # C is best written row by row, so that whole pages are; but then B is read again for each panel of A, from L2 if
+    # it is small enough.
+    row_by_row = plan.share_a or n_shared * plan.b_panel <= packed.size
     multiply_panels(packed_a, plan.a_panel, packed_b, 0, plan.b_panel, packed_k, flat_c, row * columns + column,
-                    columns, n_rows, n_columns, own_bias, partial_tile, add or first_k > 0, plan.share_a)
+                    columns, n_rows, n_columns, own_bias, partial_tile, add or first_k > 0, row_by_row)
 
 
 @jit
@@ -316,26 +319,38 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return flat[first : first + rows * length].reshape(*shape[:-1], length)
 
 
-_scratch = threading.local()
+class _Workspace(NamedTuple):
+    """Buffers for packing, and how panels are laid out in them."""
+
+    layout: Layout
+    shared: np.ndarray  # (items,)
+    own: np.ndarray  # (threads, items)
+    partial_tiles: np.ndarray  # (threads, elements)
 
 
-def _workspace(dtype: np.dtype, threads: int, packed: np.dtype):
-    """Buffers for packing, kept for this thread's next product: fresh memory costs page faults."""
-    key = f"{packed} {threads}"
-    kept = getattr(_scratch, key, None)
-    if kept is None:
+_kept = threading.local()
+
+
+def _workspace(dtype: np.dtype, bfloat16: bool, threads: int) -> _Workspace:
+    """Kept for this thread's next product: fresh memory costs page faults."""
+    workspaces = _kept.__dict__
+    key = dtype.char, bfloat16, threads
+    if key not in workspaces:
+        packed = np.dtype(np.uint32) if bfloat16 else dtype
         layout = layout_of(packed)
-        kept = (
+        workspaces[key] = _Workspace(
+            layout,
             _aligned((SHARED_BYTES // dtype.itemsize,), packed),
             _aligned((threads, PIECE_BYTES // dtype.itemsize), packed),
             _aligned((threads, layout.tile_rows * layout.tile_columns), dtype),
         )
-        setattr(_scratch, key, kept)
-    return kept
+    return workspaces[key]
 
 
 def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """A 2-D array as (C-contiguous array, whether the values are its transpose), copying only if it must."""
+    if x.flags.carray:
+        return x, False
     if x.flags.c_contiguous:
         stored, transposed = x, False
     elif x.flags.f_contiguous:
@@ -374,24 +389,22 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
             raise ValueError("gemm: bias and accumulate=True exclude each other; add the bias to out first")
         if bias.shape != (columns,) or bias.dtype != a.dtype:
             raise ValueError(f"gemm: bias is {bias.shape} {bias.dtype}, expected ({columns},) {a.dtype}")
-        bias = np.require(bias, requirements=["C", "W", "A"])
+        bias = bias if bias.flags.carray else bias.copy()
     if a.shape[1] == 0 and not accumulate:
         out[...] = 0 if bias is None else bias
     if out.size == 0 or a.shape[1] == 0:
         return out
     stored_a, a_transposed = _as_stored(a)
     stored_b, b_transposed = _as_stored(b)
-    threads, packed = get_num_threads(), np.dtype(np.uint32) if bfloat16 else a.dtype
+    threads = get_num_threads()
+    workspace = _workspace(a.dtype, bfloat16, threads)
     if rows == 1:
         if not accumulate:
             out[...] = 0 if bias is None else bias
         width = max(64, -(-columns // threads))
-        multiply_row(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, np.empty(0, packed))
+        multiply_row(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, workspace.shared[:0])
         return out
-    if bias is None:
-        bias = np.empty(0, a.dtype)
-    shared, own, partial_tiles = _workspace(a.dtype, threads, packed)
-    plan = _plan(rows, a.shape[1], columns, threads, layout_of(packed), own.shape[1], shared.size)
-    _multiply(plan, stored_a, a_transposed, stored_b, b_transposed, out, accumulate, bias, shared, own, partial_tiles,
-              threads)
+    plan = _plan(rows, a.shape[1], columns, threads, workspace.layout, workspace.own.shape[1], workspace.shared.size)
+    _multiply(plan, stored_a, a_transposed, stored_b, b_transposed, out, accumulate,
+              workspace.partial_tiles[0, :0] if bias is None else bias, *workspace[1:], threads)
     return out

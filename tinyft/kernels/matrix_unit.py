@@ -4,9 +4,9 @@ It has eight registers, each a small matrix of 16 rows of 64 bytes, and one inst
 
     C[16, 16] += A[16, 32] B[32, 16]        float32 += bfloat16 x bfloat16
 
-that is 8,192 multiply-adds, where `dpbf16ps` does 32 for each of its vectors. A holds 32 k of a row side by side; B's
-rows hold pairs of k, which is how panels of B are packed for vectors as well. So only A's panels differ: in blocks of 32
-k, row after row, one register's matrix below the other.
+that is 8,192 multiply-adds, where one instruction on vectors does 32. A holds 32 k of a row side by side; B's rows hold
+pairs of k, which is how panels of B are packed for vectors as well. So only A's panels differ: in blocks of 32 k, row
+after row, one register's matrix below the other.
 
 Four registers hold a tile of C of 32 x 32, and four the operands. A thread says first how many rows and bytes of each
 register it uses, and releases them afterwards, or the system would keep 8 KB more for it at every change of threads.
@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import HAS_MATRIX_UNIT, jit
-from .simd import Vectors, bfloat16_pair, pointer_to
+from .simd import Vectors, bfloat16_pair, emit_bfloat16_pair, pointer_to
 
 REGISTER_ROWS, REGISTER_ITEMS = 16, 16  # an item is a float32 or a pair of bfloat16
 MATRIX_ROWS = 2 * REGISTER_ROWS  # of C's tile; it has as many columns
@@ -134,7 +134,7 @@ def _pack_along_k(typingctx, source, start, packed, packed_start):
         first, second = vectors.load(pointer), vectors.load(vectors.at(pointer, vectors.lanes))
         even = vectors.shuffle(first, second, list(range(0, 2 * vectors.lanes, 2)))
         odd = vectors.shuffle(first, second, list(range(1, 2 * vectors.lanes, 2)))
-        pairs.store(vectors.pair(even, odd), target)
+        pairs.store(emit_bfloat16_pair(builder, even, odd), target)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, packed, types.intp), codegen
@@ -151,7 +151,7 @@ def _pack_across_k(typingctx, source, start, stride, packed, packed_start):
         target = pointer_to(context, builder, signature.args[3], packed, packed_start)
         loaded = [vectors.load(builder.gep(pointer, [builder.mul(stride, ir.Constant(_SIZE, k))]))
                   for k in range(BLOCK_K)]
-        columns = [vectors.pair(loaded[k], loaded[k + 1]) for k in range(0, BLOCK_K, 2)]
+        columns = [emit_bfloat16_pair(builder, loaded[k], loaded[k + 1]) for k in range(0, BLOCK_K, 2)]
         for row, of_row in enumerate(pairs.transpose(columns)):
             pairs.store(of_row, pairs.at(target, row * REGISTER_ITEMS))
         return context.get_dummy_value()

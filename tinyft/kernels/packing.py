@@ -16,12 +16,13 @@ from numba.extending import intrinsic, overload
 
 from .jit import HOST_FEATURES, VECTOR_BYTES, jit
 from .matrix_unit import BLOCK_K, MATRIX_ROWS, pack_rows_in_blocks, uses_matrix_unit
-from .simd import Vectors, bfloat16_pair, lanes_of, pointer_to
+from .simd import Vectors, emit_bfloat16_pair, lanes_of, pointer_to, prefetch_lines
 
 # AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
 # hold the vectors of B and one the element of A that is being used.
 TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
 TILE_VECTORS = 2
+AHEAD = 16  # how many k before they are packed elements are called into the nearest cache
 
 
 class Layout(NamedTuple):
@@ -83,7 +84,9 @@ def _transposed_pack_of(rows_in):
             into, pairs = Vectors(builder, signature.args[3].dtype), signature.args[3].dtype == types.uint32
             for k in range(vectors.lanes // 2 if pairs else vectors.lanes):
                 for group, transposed in enumerate(groups):
-                    column = vectors.pair(transposed[2 * k], transposed[2 * k + 1]) if pairs else transposed[k]
+                    column = transposed[k]
+                    if pairs:
+                        column = emit_bfloat16_pair(builder, transposed[2 * k], transposed[2 * k + 1])
                     into.store(column, vectors.at(target, k * rows + group * vectors.lanes))
             return context.get_dummy_value()
 
@@ -92,99 +95,98 @@ def _transposed_pack_of(rows_in):
     return pack
 
 
-def _copy_of(width_in):
-    """Make an intrinsic that copies as many vectors as `width_in(lanes)` elements take, rounded up."""
+def _pack_of(width_in):
+    """Make an intrinsic that packs `width_in(lanes)` elements, rounded up to whole vectors, of one k or a pair."""
 
     @intrinsic
-    def copy(typingctx, source, start, target, target_start):
+    def pack(typingctx, source, even, odd, packed, packed_start):
         def codegen(context, builder, signature, args):
-            vectors = Vectors(builder, signature.args[0].dtype)
-            pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
-            into = pointer_to(context, builder, signature.args[2], args[2], args[3])
+            source, even, odd, packed, packed_start = args
+            vectors, into = Vectors(builder, signature.args[0].dtype), Vectors(builder, signature.args[3].dtype)
+            even, odd = (pointer_to(context, builder, signature.args[0], source, start) for start in (even, odd))
+            target = pointer_to(context, builder, signature.args[3], packed, packed_start)
             for first in range(0, width_in(vectors.lanes), vectors.lanes):
-                vectors.store(vectors.load(vectors.at(pointer, first)), vectors.at(into, first))
+                values = vectors.load(vectors.at(even, first))
+                if into.scalar != vectors.scalar:
+                    values = emit_bfloat16_pair(builder, values, vectors.load(vectors.at(odd, first)))
+                into.store(values, into.at(target, first))
             return context.get_dummy_value()
 
-        return types.void(source, types.intp, target, types.intp), codegen
+        return types.void(source, types.intp, types.intp, packed, types.intp), codegen
 
-    return copy
+    return pack
 
 
 _pack_tile_rows_transposed = _transposed_pack_of(lambda lanes: TILE_ROWS)
 _pack_tile_columns_transposed = _transposed_pack_of(lambda lanes: TILE_VECTORS * lanes)
-_copy_tile_rows = _copy_of(lambda lanes: TILE_ROWS)
-_copy_tile_columns = _copy_of(lambda lanes: TILE_VECTORS * lanes)
+_pack_tile_rows = _pack_of(lambda lanes: TILE_ROWS)
+_pack_tile_columns = _pack_of(lambda lanes: TILE_VECTORS * lanes)
+
+
+@intrinsic
+def _item_of(typingctx, packed, even, odd):
+    """What `packed` holds for one k, `even`, or for two k as a pair of bfloat16."""
+    pairs = packed.dtype == types.uint32
+
+    def codegen(context, builder, signature, args):
+        return emit_bfloat16_pair(builder, *args[1:]) if pairs else args[1]
+
+    return packed.dtype(packed, even, odd), codegen
 
 
 @jit
 def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
     """Pack panels whose elements for one k lie side by side in memory; zeros fill the last one.
 
-    k runs outside, so that long stretches of memory are read, not a few elements from each page. A copy of
-    whole vectors spills over the end of TILE_ROWS elements; the next k puts that right, and the last k is
-    copied element by element.
+    k runs outside, so that long stretches of memory are read, not a few elements from each page, and those of a later k
+    are called for before they are needed. A copy of whole vectors spills over the end of TILE_ROWS elements; the next
+    k puts that right, and the last k is copied element by element.
     """
-    zero = source.dtype.type(0)
-    if elements_per_item(packed) == 2:
-        for k in range(0, depth, 2):
-            row, target = start + k * stride, packed_start + k // 2 * panel_width
-            after = row + stride if k + 1 < depth else row
-            for panel in range((width + panel_width - 1) // panel_width):
-                first = panel * panel_width
-                into = packed[target + panel * panel_stride : target + panel * panel_stride + panel_width]
-                filled = min(panel_width, width - first)
-                even, odd = source[row + first : row + first + filled], source[after + first : after + first + filled]
-                for i in range(filled):
-                    into[i] = bfloat16_pair(even[i], odd[i] if k + 1 < depth else zero)
-                for i in range(filled, panel_width):
-                    into[i] = 0
-        return
-    whole = width // panel_width
-    for k in range(depth):
-        row, target = start + k * stride, packed_start + k * panel_width
-        for panel in range(whole):
-            at, into = row + panel * panel_width, target + panel * panel_stride
-            if panel_width != TILE_ROWS:
-                _copy_tile_columns(source, at, packed, into)
-            elif k < depth - 1:
-                _copy_tile_rows(source, at, packed, into)
-            else:
-                for i in range(panel_width):
-                    packed[into + i] = source[at + i]
-        for i in range(whole * panel_width, (width + panel_width - 1) // panel_width * panel_width):
-            packed[target + whole * panel_stride + i - whole * panel_width] = source[row + i] if i < width else zero
+    items, zero = elements_per_item(packed), source.dtype.type(0)
+    for k in range(0, depth, items):
+        row, target, whole = start + k * stride, packed_start + k // items * panel_width, 0
+        if k + items < depth:
+            whole = width // panel_width
+            for ahead in range(row + AHEAD * stride, row + (AHEAD + items) * stride, stride):
+                prefetch_lines(source, ahead, width)
+            for panel in range(whole):
+                at, into = row + panel * panel_width, target + panel * panel_stride
+                if panel_width == TILE_ROWS:
+                    _pack_tile_rows(source, at, at + stride, packed, into)
+                else:
+                    _pack_tile_columns(source, at, at + stride, packed, into)
+        for panel in range(whole, (width + panel_width - 1) // panel_width):
+            first = panel * panel_width
+            into = packed[target + panel * panel_stride : target + panel * panel_stride + panel_width]
+            filled = min(panel_width, width - first)
+            for i in range(filled):
+                at = row + first + i
+                into[i] = _item_of(packed, source[at], source[at + stride] if k + 1 < depth else zero)
+            for i in range(filled, panel_width):
+                into[i] = 0
 
 
 @jit
 def _pack_across(source, start, stride, width, depth, packed, packed_start, panel_width):
     """Pack a panel whose `depth` elements for one row lie side by side in memory; zeros fill the rest."""
-    lanes = lanes_of(source)
+    items, lanes, zero = elements_per_item(packed), lanes_of(source), source.dtype.type(0)
     k = 0
     if width == panel_width:
         while k + lanes <= depth:
-            into = packed_start + k // elements_per_item(packed) * panel_width
+            into = packed_start + k // items * panel_width
             if panel_width == TILE_ROWS:
                 _pack_tile_rows_transposed(source, start + k, stride, packed, into)
             else:
                 _pack_tile_columns_transposed(source, start + k, stride, packed, into)
             k += lanes
-    zero = source.dtype.type(0)
-    if elements_per_item(packed) == 2:
-        for even in range(k, depth, 2):
-            target = packed[packed_start + even // 2 * panel_width : packed_start + (even // 2 + 1) * panel_width]
-            for i in range(width):
-                at = start + i * stride + even
-                target[i] = bfloat16_pair(source[at], source[at + 1] if even + 1 < depth else zero)
-            for i in range(width, panel_width):
-                target[i] = 0
-        return
     while k < depth:
-        target = packed[packed_start + k * panel_width : packed_start + (k + 1) * panel_width]
+        target = packed[packed_start + k // items * panel_width : packed_start + (k // items + 1) * panel_width]
         for i in range(width):
-            target[i] = source[start + i * stride + k]
+            at = start + i * stride + k
+            target[i] = _item_of(packed, source[at], source[at + 1] if k + 1 < depth else zero)
         for i in range(width, panel_width):
-            target[i] = zero
-        k += 1
+            target[i] = 0
+        k += items
 
 
 @jit

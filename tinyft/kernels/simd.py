@@ -36,15 +36,24 @@ def round_to_bfloat16(builder, values, bits: ir.Type):
     return builder.select(builder.fcmp_unordered("uno", values, values), quiet, nearest)
 
 
+def emit_bfloat16_pair(builder, even, odd):
+    """Emit two float32, or vectors of them, as pairs of bfloat16 in uint32; see `round_to_bfloat16`."""
+    lanes = even.type.count if isinstance(even.type, ir.VectorType) else None
+    bits = ir.IntType(32) if lanes is None else ir.VectorType(ir.IntType(32), lanes)
+
+    def constant(number):
+        return ir.Constant(bits, number if lanes is None else [number] * lanes)
+
+    low, high = (round_to_bfloat16(builder, values, bits) for values in (even, odd))
+    return builder.or_(builder.lshr(low, constant(16)), builder.and_(high, constant(0xFFFF0000)))
+
+
 @intrinsic
 def bfloat16_pair(typingctx, even, odd):
-    """Two float32 as one pair of bfloat16; see `round_to_bfloat16`."""
+    """Two float32 as one pair of bfloat16."""
 
     def codegen(context, builder, signature, args):
-        bits = ir.IntType(32)
-        low, high = (round_to_bfloat16(builder, value, bits) for value in args)
-        low = builder.lshr(low, ir.Constant(bits, 16))
-        return builder.or_(low, builder.and_(high, ir.Constant(bits, 0xFFFF0000)))
+        return emit_bfloat16_pair(builder, *args)
 
     return types.uint32(types.float32, types.float32), codegen
 
@@ -123,13 +132,6 @@ class Vectors:
             arguments = a, b, c
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
-    def pair(self, even, odd):
-        """Two vectors of float32 as one of bfloat16 pairs; see `round_to_bfloat16`."""
-        bits = ir.VectorType(ir.IntType(32), self.lanes)
-        low, high = (round_to_bfloat16(self.builder, values, bits) for values in (even, odd))
-        low = self.builder.lshr(low, ir.Constant(bits, [16] * self.lanes))
-        return self.builder.or_(low, self.builder.and_(high, ir.Constant(bits, [0xFFFF0000] * self.lanes)))
-
     def at(self, pointer, offset: int):
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
 
@@ -175,6 +177,25 @@ class Vectors:
                     transposed[i + width] = self.shuffle(rows[i], rows[i + width], high)
             rows, width = transposed, 2 * width
         return rows
+
+
+@intrinsic
+def prefetch_lines(typingctx, source, start, count):
+    """Have source[start : start + count] fetched into the nearest cache while other things are done.
+
+    It may lie outside of the array: nothing is read that isn't there.
+    """
+
+    def codegen(context, builder, signature, args):
+        vectors, index = Vectors(builder, signature.args[0].dtype), ir.IntType(64)
+        pointer = pointer_to(context, builder, signature.args[0], *args[:2])
+        line = ir.Constant(index, 64 // vectors.align)
+        lines = builder.sdiv(builder.add(args[2], builder.sub(line, ir.Constant(index, 1))), line)
+        with cgutils.for_range(builder, lines) as loop:
+            vectors.prefetch(builder.gep(pointer, [builder.mul(loop.index, line)]))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp), codegen
 
 
 @intrinsic
