@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from . import losses, ops
+from . import compile_ahead, losses, ops
 from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
 from .segments import Segments, lay_out, segments_of
@@ -245,6 +245,7 @@ class GPT2(Module):
         for name, numbers in (("inputs", inputs), ("targets", targets)):
             if numbers.dtype.kind not in "iu":
                 raise TypeError(f"GPT2.loss: {name} are {numbers.dtype}, expected integers")
+        compile_ahead.begin(self.wte.weight.dtype)
         segments, tokens = lay_out(inputs, needed_lengths(targets), share=not self.draws_dropout(rng))
         ids = np.empty(segments.starts[-1], np.int64)
         ids[tokens[tokens >= 0]] = inputs[tokens >= 0]
@@ -255,4 +256,7 @@ class GPT2(Module):
         hidden = self.hidden(ids, segments, rng, keep)
         if len(keep) < len(place):
             hidden = ops.embedding(hidden, place)
-        return losses.linear_cross_entropy(hidden, self.output_weight, chosen, counts=counts, total=total)
+        loss = losses.linear_cross_entropy(hidden, self.output_weight, chosen, counts=counts, total=total)
+        if loss.requires_grad:
+            compile_ahead.wait()
+        return loss

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from ..files import read_text
 from ..tokenizer import Tokenizer
-from .chat_template import JinjaStyle
 from .entries import Turn
 
 PREAMBLE = (
@@ -137,13 +136,19 @@ def find_style(tokenizer: Tokenizer, name: "str | Style | None" = None) -> Style
         if not Path(name).is_file():
             raise ValueError(f"--prompt-style {name}: expected one of {', '.join(PROMPT_STYLES)}, or a file with a "
                              "chat template")
-        return JinjaStyle(read_text(Path(name)), tokenizer, name)
+        return _of_template(read_text(Path(name)), tokenizer, name)
     if tokenizer.chat_template is None:
         return PROMPT_STYLES["alpaca"]
     for style in PROMPT_STYLES.values():
         if style.template(tokenizer) == tokenizer.chat_template:
             return style
-    return JinjaStyle(tokenizer.chat_template, tokenizer, "the model's chat template")
+    return _of_template(tokenizer.chat_template, tokenizer, "the model's chat template")
+
+
+def _of_template(template: str, tokenizer: Tokenizer, where: str) -> Style:
+    from .chat_template import JinjaStyle  # jinja2 takes a while to import, and few need it
+
+    return JinjaStyle(template, tokenizer, where)
 
 
 def with_style(style: Style, tokenizer: Tokenizer) -> Tokenizer:

@@ -39,19 +39,22 @@ def _weights_from_scores(scores, visible, scale):
     inverse = scores.dtype.type(1) / total
     for i in range(seen.size):
         seen[i] *= inverse
-    scores[visible:] = 0
+    for i in range(visible, scores.size):
+        scores[i] = 0
     return top * scale + np.log(total)
 
 
 @jit
 def _gather(qkv, column, stride, tokens, size, rows):
     """Copy `size` columns of some tokens' rows, from `column` on, to rows[i * size : (i + 1) * size]."""
+    # Loops, here and below: Numba compiles an assignment to a slice into a hundred times as much code.
     for i in range(tokens.size):
         at = tokens[i] * stride + column
-        rows[i * size : (i + 1) * size] = qkv[at : at + size]
+        for j in range(size):
+            rows[i * size + j] = qkv[at + j]
 
 
-@jit
+@jit(merge=True)
 def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
             gathered, keys, values, rows, scores, partial_tile):
     """One (segment, head): out = softmax(scale Q K^T) V; Q from the row's own tokens, K and V from all of them."""
@@ -108,7 +111,7 @@ def _row_of(segments, segment):
     return tokens, own, tokens.size - (segments.starts[segment + 1] - own)
 
 
-@jit
+@jit(merge=True)
 def _attend_to_tasks(counter, qkv, heads, segments, scale, out, lse):
     """What one thread does in `attention_forward`: take (segment, head) pairs until none is left."""
     size, starts = out.shape[1] // heads, segments.seen_starts
@@ -141,7 +144,8 @@ def _weights_again(scores, visible, scale, lse):
     seen = scores[:visible]
     for i in range(seen.size):
         seen[i] = exp(seen[i] * scale - lse)
-    scores[visible:] = 0
+    for i in range(visible, scores.size):
+        scores[i] = 0
 
 
 @jit(reorder=True)
@@ -157,7 +161,7 @@ def _scores_backward(weights, dweights, scale):
         dweights[i] = scale * weights[i] * (dweights[i] - dot)
 
 
-@jit
+@jit(merge=True)
 def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, lse, dqkv, dkeys, dvalues,
                      gathered, keys, values, keys_down, block, rows, scores, dscores, partial_tile):
     """One (segment, head): queries' gradients into dqkv, those of all keys and values that it saw into dkeys, dvalues.
@@ -173,8 +177,8 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
     _gather(flat_qkv, column + width, stride, tokens, size, gathered)
     pack_columns(gathered, 0, size, True, length, size, keys, 0, panel)
     pack_columns(gathered, 0, size, False, size, length, keys_down, 0, length * tile_columns)
-    dkeys[: length * size] = 0
-    dvalues[: length * size] = 0
+    for i in range(length * size):
+        dkeys[i] = dvalues[i] = 0
     for first in range(shared, length, QUERY_BLOCK):
         last = min(length, first + QUERY_BLOCK)
         n_rows, query = last - first, first_query + first - shared
@@ -208,7 +212,7 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
                         dkeys, 0, size, last, size, no_bias, partial_tile, True, False)
 
 
-@jit
+@jit(merge=True)
 def _hand_out(dkeys, dvalues, head, size, own, shared, length, dqkv, dshared):
     """Copy the gradients of one (segment, head): its own tokens' into dqkv, from row `own` on, others' into dshared.
 
@@ -216,13 +220,13 @@ def _hand_out(dkeys, dvalues, head, size, own, shared, length, dqkv, dshared):
     """
     width = dshared.shape[1] // 2
     for i in range(length):
-        of_keys, of_values = dkeys[i * size : (i + 1) * size], dvalues[i * size : (i + 1) * size]
         into = dshared[i] if i < shared else dqkv[own + i - shared, width:]
-        into[head * size : (head + 1) * size] = of_keys
-        into[width + head * size : width + (head + 1) * size] = of_values
+        for j in range(size):
+            into[head * size + j] = dkeys[i * size + j]
+            into[width + head * size + j] = dvalues[i * size + j]
 
 
-@jit
+@jit(merge=True)
 def _attend_to_tasks_backward(counter, dout, qkv, heads, segments, scale, lse, dqkv, dshared):
     """What one thread does in `attention_backward`."""
     size, starts = dout.shape[1] // heads, segments.seen_starts
@@ -240,7 +244,7 @@ def _attend_to_tasks_backward(counter, dout, qkv, heads, segments, scale, lse, d
         _hand_out(dkeys, dvalues, head, size, own, shared, tokens.size, dqkv, dshared[before : before + shared])
 
 
-@jit
+@jit(merge=True)
 def _add_shared(block, segments, dshared, dqkv):
     """Add to the gradients of keys and values what came from segments that share them: one block of columns."""
     width, row = dshared.shape[1] // 2, 0

@@ -1,21 +1,19 @@
 """How tinyft compiles: one `jit` decorator, one cache folder, one line while compiling.
 
-Numba compiles a kernel at its first call and can keep the machine code on disk. Its own cache only
-notices a change in the file that holds the kernel, not in a helper that the kernel calls from another
-file, so tinyft gives the cache a folder named after everything the machine code depends on: the kernel
-sources, the Numba version and the CPU. Old folders are simply never looked at again.
+Numba compiles a kernel at its first call, with all the helpers that it calls, and can keep the machine code on disk
+(`cache.py`). A helper is compiled by itself, and once more into each kernel above it, so that the first training step
+waits for little else. Hence what `jit` leaves out: what a helper would need to be called from Python, and a version of
+its own for each constant that it is called with.
 """
 
-import hashlib
 import os
 import sys
-import tempfile
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import event
+from numba.core import event, types
 
+from .cache import cache_folder, save_one_at_a_time
 from .cpu import may_use_matrix_unit
 from .threads import layer_is_thread_safe, one_thread_at_a_time, prepare_threads
 
@@ -63,39 +61,29 @@ def _has_matrix_unit() -> bool:
 HAS_MATRIX_UNIT = _has_matrix_unit()
 
 
-def _fingerprint() -> str:
-    """A short hash of all that the compiled code depends on."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    features = ",".join(sorted(HOST_FEATURES))
-    settings = numba.__version__, llvm.get_host_cpu_name(), features, VECTOR_BYTES, HAS_MATRIX_UNIT
-    digest.update(repr(settings).encode())
-    return digest.hexdigest()[:16]
+CACHE_FOLDER = cache_folder(sorted(HOST_FEATURES), VECTOR_BYTES, HAS_MATRIX_UNIT)
 
 
-def _cache_folder() -> Path | None:
-    """A writable folder for compiled kernels, or None where there is none."""
-    base = os.environ.get("TINYFT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "tinyft" / f"kernels-{_fingerprint()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return None
+def _ignore_constants(dispatcher) -> None:
+    """Have Numba compile one f(x, n) for calls like f(x, 0) and f(x, 1), not one for each constant."""
+    template_of = dispatcher.get_call_template
+
+    def get_call_template(args, kws):
+        return template_of([types.unliteral(kind) for kind in args],
+                           {name: types.unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
 
 
-CACHE_FOLDER = _cache_folder()
-
-
-def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False):
-    """`numba.njit` with tinyft's settings.
+def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False, merge: bool = False):
+    """`numba.njit` with tinyft's settings. What begins with an underscore can be called from other kernels alone.
 
     parallel: `prange` loops run on all threads.
     reorder: sums may be reordered, see REORDER; never where the order matters for accuracy.
-    inline: always merge into the caller, for helpers inside hot loops. These are not kept on disk: optimised once more
-    on their way from there into another kernel, their sums would come out in another order than in the first.
+    inline: always copied into the caller's machine code, for helpers inside hot loops. These are not kept on disk:
+    optimised once more on their way from there into another kernel, their sums would come out in another order than in
+    the first.
+    merge: read as if it stood in the caller, for helpers with one caller: they are not compiled by themselves.
     """
 
     def decorate(f):
@@ -105,16 +93,24 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
             error_model="numpy",  # a division by zero gives inf, as in NumPy, and costs no branch
             boundscheck=False,
         )
+        if f.__name__.startswith("_") and not parallel:
+            options["no_cpython_wrapper"] = options["no_cfunc_wrapper"] = True
         if inline:
             options["forceinline"] = True
-        if CACHE_FOLDER is None or inline:
-            return numba.njit(**options)(f)
-        # Numba reads the folder when it decorates; put the user's own setting back afterwards.
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER)
-        try:
-            return numba.njit(cache=True, **options)(f)
-        finally:
-            numba.config.CACHE_DIR = before
+        if merge:
+            options["inline"] = "always"
+        if CACHE_FOLDER is None or inline or merge:
+            dispatcher = numba.njit(**options)(f)
+        else:
+            # Numba reads the folder when it decorates; put the user's own setting back afterwards.
+            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER)
+            try:
+                dispatcher = numba.njit(cache=True, **options)(f)
+            finally:
+                numba.config.CACHE_DIR = before
+            save_one_at_a_time(dispatcher, CACHE_FOLDER)
+        _ignore_constants(dispatcher)
+        return dispatcher
 
     if parallel and not layer_is_thread_safe():
         def decorated(f):

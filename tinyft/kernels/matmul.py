@@ -247,7 +247,7 @@ def _pack_b(plan, b, transposed, first_k, n_k, first, n_panels, packed):
     return n_columns
 
 
-@jit
+@jit(merge=True)
 def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias, first_k, n_k, first_shared, n_shared,
                     shared, packed, partial_tile):
     """Pack one piece of the operand that is not shared, and multiply it with all that is."""
@@ -273,7 +273,7 @@ def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias,
                     columns, n_rows, n_columns, own_bias, partial_tile, add or first_k > 0, row_by_row)
 
 
-@jit
+@jit(merge=True)
 def _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, bias, shared, packed, partial_tile):
     """What one thread does. A stage packs a block of the shared operand, then multiplies the other one with it."""
     depth, stage = a.shape[0] if a_transposed else a.shape[1], 0

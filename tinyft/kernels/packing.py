@@ -209,7 +209,7 @@ def pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stri
     raise NotImplementedError("pack_rows is for jitted code")
 
 
-@overload(pack_rows, inline="never")
+@overload(pack_rows, inline="always")
 def _choose_pack_rows(source, start, stride, transposed, rows, depth, packed, panel_stride):
     pack = pack_rows_in_blocks if uses_matrix_unit(packed.dtype) else _pack_rows_by_k
 
