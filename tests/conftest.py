@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 from hypothesis import settings
+from tiny import save_tiny_model
 
 import tinyft
 
@@ -46,6 +47,12 @@ def one_and_two_threads():
 
     yield run
     numba.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A saved model of a few hundred numbers with its tokenizer, to be read alone."""
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

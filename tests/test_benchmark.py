@@ -102,13 +102,15 @@ def test_sum_of_the_products(capsys):
 
 def test_the_cpu_in_words():
     found = {"name": "A CPU", "L1d": 48 << 10, "L2": 2 << 20, "L3": 0, "cores": 2, "quota": None, "threads": 2,
-             "threading_layer": "omp", "vector_bits": 512, "bfloat16": True, "tile_rows": 14, "tile_vectors": 2,
-             "piece_bytes": 512 << 10, "shared_bytes": 8 << 20}
+             "threading_layer": "omp", "vector_bits": 512, "bfloat16": True, "matrix_unit": True,
+             "tile_rows": 14, "tile_vectors": 2, "piece_bytes": 512 << 10, "shared_bytes": 8 << 20}
     assert machine.describe(found) == (
         "CPU: A CPU; 2 cores, no quota; L1d 48 KB, L2 2 MB a core, L3 none\n"
-        "chosen: 2 threads (omp), vectors of 512 bits, with bfloat16; matmul: tiles of 14 rows x 2 vectors, "
-        "pieces of 512 KB, up to 8 MB shared")
+        "chosen: 2 threads (omp), vectors of 512 bits, bfloat16 in the matrix unit; "
+        "matmul: tiles of 14 rows x 2 vectors, pieces of 512 KB, up to 8 MB shared")
     assert "a quota of 1.5;" in machine.describe({**found, "quota": 1.5})
+    assert "bfloat16 in vectors;" in machine.describe({**found, "matrix_unit": False})
+    assert "no bfloat16;" in machine.describe({**found, "matrix_unit": False, "bfloat16": False})
 
 
 def test_the_chart_shows_steps_of_shared_batches():

@@ -18,7 +18,6 @@ from tiny import (
     error_line,
     example,
     make_entries,
-    save_tiny_model,
     write_entries,
 )
 
@@ -30,11 +29,6 @@ from tinyft.inference.replies import stream_text
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 ENTRIES = make_entries(40)
 SHORT = ("--max-steps", "3", "--batch-size", "4", "--max-new-tokens", "3")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import CONTEXT, EXAMPLES, TOKENIZER, error_line, example, make_entries, save_tiny_model, write_entries
+from tiny import CONTEXT, EXAMPLES, TOKENIZER, error_line, example, make_entries, write_entries
 
 from tinyft import Entry, InstructionSet, split
 from tinyft.losses import IGNORE
@@ -17,11 +17,6 @@ from tinyft.losses import IGNORE
 SCRIPT = "show_sharing.py"
 # Some begin alike beyond the prompt, two are the same, and one is the beginning of another but for its end.
 ENTRIES = make_entries(36) + [Entry.single("Say word 1.", "", text) for text in ("same", "same", "sa", "Größe\n\t")]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ class Stepped:
     learning_rate: float
     gradient_norm: float
     tokens: int  # target tokens of this step
-    processed: int  # tokens that went through the model in this step
+    processed: int  # tokens of all rows up to their last target; shared ones count in every row
     seconds: float
 
 

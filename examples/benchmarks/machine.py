@@ -6,7 +6,7 @@ from numba import get_num_threads, prange, threading_layer, types
 from numba.extending import intrinsic
 
 from tinyft.kernels.cpu import cache_sizes, cpu_name, cpu_quota, physical_cores
-from tinyft.kernels.jit import HAS_BFLOAT16, VECTOR_BYTES, jit
+from tinyft.kernels.jit import HAS_BFLOAT16, HAS_MATRIX_UNIT, VECTOR_BYTES, jit
 from tinyft.kernels.matmul import PIECE_BYTES, SHARED_BYTES
 from tinyft.kernels.packing import TILE_ROWS, TILE_VECTORS
 from tinyft.kernels.simd import Vectors
@@ -85,8 +85,9 @@ def cpu() -> dict[str, str | float | None]:
     caches = cache_sizes()
     return {"name": cpu_name(), "L1d": caches.l1d, "L2": caches.l2, "L3": caches.l3, "cores": physical_cores(),
             "quota": cpu_quota(), "threads": get_num_threads(), "threading_layer": threading_layer(),
-            "vector_bits": 8 * VECTOR_BYTES, "bfloat16": HAS_BFLOAT16, "tile_rows": TILE_ROWS,
-            "tile_vectors": TILE_VECTORS, "piece_bytes": PIECE_BYTES, "shared_bytes": SHARED_BYTES}
+            "vector_bits": 8 * VECTOR_BYTES, "bfloat16": HAS_BFLOAT16,
+            "matrix_unit": HAS_MATRIX_UNIT, "tile_rows": TILE_ROWS, "tile_vectors": TILE_VECTORS,
+            "piece_bytes": PIECE_BYTES, "shared_bytes": SHARED_BYTES}
 
 
 def _size(count: int) -> str:
@@ -99,11 +100,13 @@ def _size(count: int) -> str:
 def describe(found: dict) -> str:
     """What `cpu` found, in two lines."""
     quota = f"a quota of {found['quota']:g}" if found["quota"] else "no quota"
-    bfloat16 = "with" if found["bfloat16"] else "no"
+    bfloat16 = "no bfloat16"
+    if found["bfloat16"]:
+        bfloat16 = "bfloat16 in the matrix unit" if found["matrix_unit"] else "bfloat16 in vectors"
     return (f"CPU: {found['name']}; {found['cores']} cores, {quota}; "
             f"L1d {_size(found['L1d'])}, L2 {_size(found['L2'])} a core, L3 {_size(found['L3'])}\n"
             f"chosen: {found['threads']} threads ({found['threading_layer']}), vectors of {found['vector_bits']} bits, "
-            f"{bfloat16} bfloat16; matmul: tiles of {found['tile_rows']} rows x {found['tile_vectors']} vectors, "
+            f"{bfloat16}; matmul: tiles of {found['tile_rows']} rows x {found['tile_vectors']} vectors, "
             f"pieces of {_size(found['piece_bytes'])}, up to {_size(found['shared_bytes'])} shared")
 
 

@@ -67,28 +67,23 @@ class _Registers:
         self._call("tdpbf16ps", *(ir.Constant(_BYTE, register) for register in (total, a, b)))
 
 
-@intrinsic
-def configure_registers(typingctx, packed):
-    """Make the matrix unit ready for this thread, if panels like `packed` are its work."""
+def _for_panels_like(emit):
+    """Make an intrinsic f(packed) that emits something where panels like `packed` are the matrix unit's work."""
 
-    def codegen(context, builder, signature, args):
-        if uses_matrix_unit(packed.dtype):
-            _Registers(builder).configure()
-        return context.get_dummy_value()
+    @intrinsic
+    def intrinsic_of(typingctx, packed):
+        def codegen(context, builder, signature, args):
+            if uses_matrix_unit(packed.dtype):
+                emit(_Registers(builder))
+            return context.get_dummy_value()
 
-    return types.void(packed), codegen
+        return types.void(packed), codegen
+
+    return intrinsic_of
 
 
-@intrinsic
-def release_registers(typingctx, packed):
-    """Say that this thread needs the matrix unit no more."""
-
-    def codegen(context, builder, signature, args):
-        if uses_matrix_unit(packed.dtype):
-            _Registers(builder).release()
-        return context.get_dummy_value()
-
-    return types.void(packed), codegen
+# For one thread: before its first tile, and after the last.
+configure_registers, release_registers = _for_panels_like(_Registers.configure), _for_panels_like(_Registers.release)
 
 
 def emit_tile(builder, a, b, items, c, c_stride, base, base_stride, add):
