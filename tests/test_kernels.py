@@ -259,6 +259,23 @@ def test_cross_entropy(rng, dtype, rows, width, logit_size):
     np.testing.assert_array_equal(apart, np.where(some[:, None] < 0, 0, gradient))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, -1.0])
+def test_gradient_of_a_loss_has_no_numbers_below_the_normal_ones(dtype, scale):
+    """A product with some of them takes ten times as long; a gradient that small is none."""
+    smallest = np.finfo(dtype).tiny
+    logits = np.log(smallest) * np.linspace(0, 1.05, 2001, dtype=dtype)[None]
+    exact = scale * np.exp(logits.astype(np.longdouble))
+    exact /= np.exp(logits.astype(np.longdouble)).sum()
+    targets = np.array([2000])
+    gradient = cross_entropy_and_gradient(logits, targets, scale)[1][0, :-1]
+    assert not np.any((gradient != 0) & (np.abs(gradient) < smallest))
+    np.testing.assert_allclose(gradient, exact[0, :-1], rtol=1e-4, atol=smallest)
+    assert (gradient == 0).any() and (gradient != 0).any()
+    cross_entropy_in_place(logits, targets, np.array([scale], dtype))
+    assert not np.any((logits != 0) & (np.abs(logits) < smallest))
+
+
 @pytest.mark.parametrize("width", [1, 2, 17, 64])
 def test_cross_entropy_keeps_nan(dtype, width):
     for at in {0, width // 2, width - 1}:

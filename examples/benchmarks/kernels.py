@@ -149,7 +149,8 @@ def optimizer(table: Table, machine: dict, torch, rng: np.random.Generator) -> N
 def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
     """Output layer and loss, forward and backward: -100 targets cost next to nothing."""
     table.title("loss", f"output layer + loss, {ROWS} rows of GPT-2 124M: what -100 targets save")
-    hidden, weight = rng.standard_normal((ROWS, 768), np.float32), rng.standard_normal((50257, 768), np.float32)
+    hidden = rng.standard_normal((ROWS, 768), np.float32)
+    weight = np.float32(0.02) * rng.standard_normal((50257, 768), np.float32)  # as GPT-2's is drawn
     everything = rng.integers(0, 50257, ROWS)
     for share in (1.0, 0.5, 0.25, 0.1, 0.0):
         targets = everything.copy()

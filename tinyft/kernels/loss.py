@@ -10,9 +10,11 @@ from .simd import exp, maximum
 
 @jit(reorder=True, inline=True)
 def _softmax_minus_target(logits, target, scale):
-    """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns -log softmax[target].
+    """Replace one row of logits by scale * (softmax(logits) - onehot(target)); returns two numbers.
 
-    loss = log(sum of exp(l)) - l[target], and d log(sum of exp(l)) / dl is softmax(l).
+    Their difference is -log softmax[target] = log(sum of exp(l)) - l[target], both less the largest logit. It is left
+    to the caller, where sums are not reordered: the largest logit would be put back in, and the loss rounded to its
+    digits. d log(sum of exp(l)) / dl is softmax(l).
     """
     top = logits[0]
     for i in range(logits.size):
@@ -22,11 +24,13 @@ def _softmax_minus_target(logits, target, scale):
     for i in range(logits.size):
         logits[i] = exp(logits[i] - top)
         total += logits[i]
-    scale_by_total = scale / total
+    # Numbers below the smallest normal one, e**-87 in float32, would slow the products that follow down tenfold.
+    scale_by_total, smallest = scale / total, np.finfo(logits.dtype).tiny
     for i in range(logits.size):
-        logits[i] *= scale_by_total
+        gradient = logits[i] * scale_by_total
+        logits[i] = 0 if abs(gradient) < smallest else gradient
     logits[target] -= scale
-    return np.log(total) - correct
+    return np.log(total), correct
 
 
 @jit(parallel=True)
@@ -40,7 +44,8 @@ def cross_entropy_in_place(logits, targets, scales):
     counter = new_counter()
     for _ in prange(WORKERS):
         for row in pieces(counter, logits.shape[0]):
-            losses[row] = _softmax_minus_target(logits[row], targets[row], scales[row])
+            log_total, correct = _softmax_minus_target(logits[row], targets[row], scales[row])
+            losses[row] = log_total - correct
     return losses
 
 
@@ -50,7 +55,8 @@ def _loss_of_row(logits, target, scale, dlogits):
         dlogits[:] = 0
         return logits.dtype.type(0)
     dlogits[:] = logits
-    return _softmax_minus_target(dlogits, target, scale)
+    log_total, correct = _softmax_minus_target(dlogits, target, scale)
+    return log_total - correct
 
 
 @jit(parallel=True)
@@ -67,7 +73,7 @@ def cross_entropy_and_gradient(logits, targets, scale):
 
 @jit(reorder=True)
 def _loss_and_likeliest(logits, target):
-    """One row: -log softmax(logits)[target] and the first index of the largest logit."""
+    """One row: the two numbers of `_softmax_minus_target`, and the first index of the largest logit."""
     top = logits[0]
     for i in range(logits.size):
         top = maximum(top, logits[i])
@@ -79,7 +85,7 @@ def _loss_and_likeliest(logits, target):
         if logits[i] == top:
             likeliest = i
             break
-    return np.log(total) - (logits[target] - top), likeliest
+    return np.log(total), logits[target] - top, likeliest
 
 
 @jit(parallel=True)
@@ -92,5 +98,6 @@ def losses_and_likeliest(logits, targets):
     counter = new_counter()
     for _ in prange(WORKERS):
         for row in pieces(counter, logits.shape[0]):
-            losses[row], likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
+            log_total, correct, likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
+            losses[row] = log_total - correct
     return losses, likeliest
