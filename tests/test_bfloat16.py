@@ -46,6 +46,12 @@ def test_product_of_rounded_factors(shape, a_transposed, b_transposed):
     bound = (depth + 2) * EPS * (np.abs(rounded(a)) @ np.abs(rounded(b)) + np.abs(out) + 1)
     assert np.all(np.abs(gemm(a, b, bfloat16=True) - expected) <= bound)
     assert np.all(np.abs(gemm(a, b, out=out.copy(), accumulate=True, bfloat16=True) - expected - out) <= bound)
+    # Between guards: tiles that stick out of the result must not be written beyond it.
+    around = np.full((rows + 2, columns), 7, np.float32)
+    bias = rng.standard_normal(columns, np.float32)
+    with_bias = gemm(a, b, out=around[1:-1], bias=bias, bfloat16=True)
+    assert np.all(np.abs(with_bias - expected - bias) <= bound + EPS * np.abs(bias))
+    assert (around[[0, -1]] == 7).all()
 
 
 @needs_bfloat16

@@ -1,14 +1,19 @@
 """What saves time at the very first step: a second process, one version of each helper, and an index kept whole."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 
-from tinyft import compile_ahead
+from tinyft import GPT2, GPT2Config, compile_ahead, no_grad
 from tinyft.kernels import cache
 from tinyft.kernels.jit import jit
 
@@ -50,6 +55,9 @@ def started(monkeypatch, tmp_path):
         def poll(self):
             return None
 
+        def wait(self):
+            return None
+
         def kill(self):
             pass
 
@@ -59,7 +67,7 @@ def started(monkeypatch, tmp_path):
     monkeypatch.setattr(compile_ahead, "CAN_LOCK", True)
     monkeypatch.setattr(compile_ahead, "_asked", False)
     monkeypatch.setattr(compile_ahead, "_helper", None)
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
+    monkeypatch.setattr(compile_ahead.numba, "get_num_threads", lambda: 2)
     return commands
 
 
@@ -97,7 +105,7 @@ def test_nowhere_to_leave_the_kernels(started, monkeypatch, name, value):
 
 
 def test_one_core_has_enough_to_do(started, monkeypatch):
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 1)
+    monkeypatch.setattr(compile_ahead.numba, "get_num_threads", lambda: 1)
     compile_ahead.begin(np.dtype(np.float32))
     assert started == []
 
@@ -109,6 +117,32 @@ def test_a_process_that_cannot_be_started_is_done_without(started, monkeypatch):
     monkeypatch.setattr(compile_ahead.subprocess, "Popen", refuse)
     compile_ahead.begin(np.dtype(np.float32))
     compile_ahead.wait()
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2 or not cache.CAN_LOCK,
+                    reason="needs two cores and a system that locks files")
+def test_nothing_is_left_behind(run_python, tmp_path):
+    """A process that ends first takes the second one along."""
+    done = run_python("import numpy as np; from tinyft import compile_ahead as c; c.begin(np.dtype(np.float32)); "
+                      "print(c._helper.pid)", TINYFT_CACHE=str(tmp_path))
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the second process goes on")
+
+
+def test_evaluation_starts_none(started):
+    model = GPT2(GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
+    ids = np.arange(4)[None]
+    with no_grad():
+        model.loss(ids, ids)
+    assert started == []
+    model.loss(ids, ids)
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("how", ["ends", "is done", "takes too long"])
@@ -153,7 +187,8 @@ def test_kernels_are_saved_one_at_a_time(tmp_path):
     dispatchers = [SimpleNamespace(_cache=SimpleNamespace(save_overload=save)) for _ in range(8)]
     threads = []
     for dispatcher in dispatchers:
-        cache.save_one_at_a_time(dispatcher, tmp_path)
+        dispatcher._cache.load_overload = None
+        cache.make_dependable(dispatcher, tmp_path)
         threads.append(threading.Thread(target=dispatcher._cache.save_overload, args=(None, None)))
     for thread in threads:
         thread.start()
@@ -163,6 +198,36 @@ def test_kernels_are_saved_one_at_a_time(tmp_path):
 
 
 def test_a_folder_that_has_gone_is_done_without(tmp_path):
-    dispatcher = SimpleNamespace(_cache=SimpleNamespace(save_overload=lambda signature, compiled: 1 / 0))
-    cache.save_one_at_a_time(dispatcher, tmp_path / "gone")
+    dispatcher = SimpleNamespace(_cache=SimpleNamespace(save_overload=lambda signature, compiled: 1 / 0,
+                                                        load_overload=None))
+    cache.make_dependable(dispatcher, tmp_path / "gone")
     dispatcher._cache.save_overload(None, None)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+@pytest.mark.parametrize("files", ["*.nbi", "*.nbc"])
+def test_damaged_files_are_made_anew(run_python, tmp_path, damage, files):
+    code = ("import numpy as np; from tinyft.kernels.sums import sum_of_squares; "
+            "print(sum_of_squares(np.arange(4, dtype=np.float32)))")
+    assert run_python(code, TINYFT_CACHE=str(tmp_path)).stdout == "14.0\n"
+    kept = list(tmp_path.rglob(files))
+    for file in kept:
+        file.write_bytes(damage(file.read_bytes()))
+    assert kept
+    mended, again = (run_python(code, TINYFT_CACHE=str(tmp_path)) for _ in range(2))
+    assert mended.stdout == again.stdout == "14.0\n", mended.stderr
+    assert "compiling" in mended.stderr and again.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way on Windows")
+def test_ctrl_c_ends_compiling(tmp_path):
+    """A KeyboardInterrupt would be lost where LLVM calls back."""
+    code = "from tinyft.cli import run; from tinyft.run import warm_up; run(warm_up); print('went on')"
+    env = {**os.environ, "TINYFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(compile_ahead.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert "compiling" in process.stderr.readline()
+    time.sleep(3)  # in the middle of it
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "") and errors.strip().endswith("interrupted")

@@ -14,7 +14,7 @@ from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.embedding import COLUMNS, embedding_backward
 from tinyft.kernels.gelu import BLOCK as GELU_BLOCK
 from tinyft.kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
-from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place
+from tinyft.kernels.loss import cross_entropy_and_gradient, cross_entropy_in_place, losses_and_likeliest
 from tinyft.kernels.norm import layer_norm_backward, layer_norm_forward
 from tinyft.kernels.softmax import softmax_backward, softmax_forward
 from tinyft.kernels.sums import PARTS, sum_of_squares, sum_rows
@@ -274,6 +274,20 @@ def test_gradient_of_a_loss_has_no_numbers_below_the_normal_ones(dtype, scale):
     assert (gradient == 0).any() and (gradient != 0).any()
     cross_entropy_in_place(logits, targets, np.array([scale], dtype))
     assert not np.any((logits != 0) & (np.abs(logits) < smallest))
+
+
+@pytest.mark.parametrize("width", [2, 3, 17, 257])
+def test_loss_does_not_depend_on_where_logits_lie(rng, dtype, width):
+    """Near a loss of 0, adding the largest logit and taking it off again would leave its rounding alone."""
+    logits = rng.integers(-40, 1, (20, width)).astype(dtype)
+    logits[:, 0] = 0
+    targets = np.zeros(20, np.int64)
+    expected, _ = losses_and_likeliest(logits.copy(), targets)
+    for offset in (-(2**12), 2**12):  # exact in either type
+        moved = logits + dtype(offset)
+        np.testing.assert_array_equal(losses_and_likeliest(moved, targets)[0], expected)
+        np.testing.assert_array_equal(cross_entropy_and_gradient(moved, targets, 1.0)[0], expected)
+        np.testing.assert_array_equal(cross_entropy_in_place(moved, targets, np.ones(20, dtype)), expected)
 
 
 @pytest.mark.parametrize("width", [1, 2, 17, 64])

@@ -213,6 +213,12 @@ def test_shared_tokens_count_in_a_row_s_length():
         model.loss(inputs, targets)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64])
+def test_integers_of_any_kind(kind):
+    model, ids = model_for(), np.array([[1, 0, 1], [1, 1, 0]])
+    assert model.loss(ids.astype(kind), ids.astype(kind)).item() == model.loss(ids, ids).item()
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.bool_])
 @pytest.mark.parametrize("which", ["inputs", "targets"])
 def test_ids_that_are_no_integers_are_refused(which, kind):

@@ -11,7 +11,7 @@ from numba import prange
 from tinyft.kernels.cpu import CacheSizes
 from tinyft.kernels.jit import jit
 from tinyft.kernels.matmul import PIECES, _plan, _sizes
-from tinyft.kernels.packing import layout_of
+from tinyft.kernels.packing import Layout, layout_of
 from tinyft.kernels.pieces import WORKERS, finish, new_counter, new_counters, pieces, wait_for
 
 SAID = "import os, tinyft, numba; print(*(os.environ.get(name) for name in {names}), numba.get_num_threads())"
@@ -112,11 +112,12 @@ def test_a_stage_sees_all_of_the_one_before():
 
 @given(rows=st.integers(1, 60_000), depth=st.integers(1, 60_000), columns=st.integers(1, 60_000),
        threads=st.integers(1, 64), l2=st.sampled_from([2**18, 2**19, 2**21]), l3=st.sampled_from([0, 2**23, 2**29]),
-       kind=st.sampled_from(["float32", "float64", "uint32"]))
+       kind=st.sampled_from(["float32", "float64", "uint32", "matrix unit"]))
 def test_plans_fit_their_buffers_and_cover_the_product(rows, depth, columns, threads, l2, l3, kind):
     own_bytes, shared_bytes = _sizes(CacheSizes(l1d=2**15, l2=l2, l3=l3))
-    own_room, shared_room = (room // np.dtype(kind).itemsize for room in (own_bytes, shared_bytes))
-    layout = layout_of(np.dtype(kind))
+    item = np.dtype("uint32" if kind == "matrix unit" else kind)
+    own_room, shared_room = (room // item.itemsize for room in (own_bytes, shared_bytes))
+    layout = Layout(32, 32, 2, 32) if kind == "matrix unit" else layout_of(item)
     plan = _plan(rows, depth, columns, threads, layout, own_room, shared_room)
     down, across = -(-rows // layout.tile_rows), -(-columns // layout.tile_columns)
     shared, own, shared_panel, own_panel = ((down, across, plan.a_panel, plan.b_panel) if plan.share_a

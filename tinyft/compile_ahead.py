@@ -2,13 +2,14 @@
 
 Numba compiles one kernel at a time, whatever the number of threads. So while the forward pass runs for the first time,
 and each kernel that it calls is compiled, a process of its own compiles those of the backward pass and the optimizer,
-for arrays of float32, and leaves them in the folder of compiled kernels, from where the backward pass takes them.
+for arrays of float32, and leaves them in the folder of compiled kernels, where the backward pass finds them.
 Nothing depends on it: a kernel that isn't there when it is called is compiled then.
 """
 
 import atexit
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ _asked = False
 
 
 def compile_backward_pass() -> None:
-    """Call every kernel of the backward pass and the optimizer once, the one that takes longest first."""
+    """Call the kernels of GPT-2's usual backward pass and of AdamW once, the one that takes longest first."""
     x, row, ids = np.zeros((4, 4), np.float32), np.zeros(4, np.float32), np.zeros(4, np.int64)
     segments, qkv, lse = segments_of([4]), np.zeros((4, 12), np.float32), np.zeros((1, 4), np.float32)
     attention_backward(x, qkv, 1, segments, 0.5, lse, numba.get_num_threads())
@@ -55,7 +56,8 @@ def begin(dtype: np.dtype) -> None:
     if _asked or dtype != np.float32:
         return
     _asked = True
-    if CACHE_FOLDER is None or not CAN_LOCK or numba.config.NUMBA_NUM_THREADS < 2 or (CACHE_FOLDER / DONE).exists():
+    possible = CACHE_FOLDER is not None and CAN_LOCK and numba.get_num_threads() > 1 and sys.executable
+    if not possible or (CACHE_FOLDER / DONE).exists():
         return
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
             "from tinyft.compile_ahead import compile_backward_pass; compile_backward_pass()")
@@ -64,15 +66,23 @@ def begin(dtype: np.dtype) -> None:
         _helper = subprocess.Popen([sys.executable, "-c", code], stdin=nowhere, stdout=nowhere, stderr=nowhere)
     except OSError:
         return
-    atexit.register(_helper.kill)  # whoever ends sooner needs it no more
+    # Somebody has to take note of its end, or the system goes on listing it.
+    threading.Thread(target=_helper.wait, daemon=True).start()
+    atexit.register(stop)
+
+
+def stop() -> None:
+    """End the second process, when this one ends first."""
+    if _helper is not None:
+        _helper.kill()
 
 
 def wait() -> None:
     """Before a backward pass: wait until its kernels are there, if they are being compiled."""
     global _helper
-    give_up = time.monotonic() + LONGEST_WAIT
-    while _helper is not None and time.monotonic() < give_up:
-        if (CACHE_FOLDER / DONE).exists() or _helper.poll() is not None:
+    helper, give_up = _helper, time.monotonic() + LONGEST_WAIT
+    while helper is not None and time.monotonic() < give_up:
+        if (CACHE_FOLDER / DONE).exists() or helper.poll() is not None:
             break
         time.sleep(0.05)
     _helper = None

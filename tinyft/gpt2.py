@@ -16,7 +16,7 @@ from . import compile_ahead, losses, ops
 from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
 from .segments import Segments, lay_out, segments_of
-from .tensor import Tensor
+from .tensor import Tensor, is_recording
 
 _exact_gelu = partial(ops.gelu, exact=True)
 # By the names that config.json uses. The GELUs with tanh differ in how they are computed, not in what.
@@ -245,13 +245,15 @@ class GPT2(Module):
         for name, numbers in (("inputs", inputs), ("targets", targets)):
             if numbers.dtype.kind not in "iu":
                 raise TypeError(f"GPT2.loss: {name} are {numbers.dtype}, expected integers")
-        compile_ahead.begin(self.wte.weight.dtype)
+        if is_recording():
+            compile_ahead.begin(self.wte.weight.dtype)
         segments, tokens = lay_out(inputs, needed_lengths(targets), share=not self.draws_dropout(rng))
         ids = np.empty(segments.starts[-1], np.int64)
         ids[tokens[tokens >= 0]] = inputs[tokens >= 0]
         live = targets != IGNORE
         # A token that rows share has as many targets as they differ in, and each as often as it occurs.
-        (of_token, chosen), counts = np.unique([tokens[live], targets[live]], axis=1, return_counts=True)
+        pairs = [tokens[live], targets[live].astype(np.int64)]
+        (of_token, chosen), counts = np.unique(pairs, axis=1, return_counts=True)
         keep, place = np.unique(of_token, return_inverse=True)
         hidden = self.hidden(ids, segments, rng, keep)
         if len(keep) < len(place):

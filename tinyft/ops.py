@@ -17,7 +17,7 @@ from . import tensor
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward
 from .kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
-from .kernels.jit import HAS_BFLOAT16
+from .kernels.jit import HAS_BFLOAT16, NO_BFLOAT16
 from .kernels.matmul import gemm
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
@@ -197,7 +197,7 @@ def set_product_dtype(dtype: str) -> None:
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"product dtype is {dtype!r}, expected float32 or bfloat16")
     if dtype == "bfloat16" and not HAS_BFLOAT16:
-        raise ValueError("bfloat16 products need a CPU with AVX-512 BF16, which this one is not; use float32")
+        raise ValueError(f"there are no bfloat16 products here: {NO_BFLOAT16}; use float32")
     _product_dtype.set(dtype)
 
 

@@ -3,15 +3,17 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from . import compile_ahead
 from .checkpoint import (
     check_training_state,
     load_model,
@@ -64,9 +66,33 @@ def warm_up() -> None:
     """
     model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
     ids = np.arange(8).reshape(2, 4)
-    model.loss(ids, ids).backward()
-    AdamW(model).step(1e-3, max_norm=1.0)
-    list(generate(model, ids[0], max_new_tokens=2))
+    with _ending_at_once():
+        model.loss(ids, ids).backward()
+        AdamW(model).step(1e-3, max_norm=1.0)
+        list(generate(model, ids[0], max_new_tokens=2))
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process in here, where nothing is to be saved yet.
+
+    LLVM calls functions of Python while it compiles, and a KeyboardInterrupt that is raised in one of them is lost.
+    """
+
+    def end(*_) -> None:
+        compile_ahead.stop()
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _identity(model: GPT2, settings: Settings, training: TrainingSet, identity: dict | None) -> dict:

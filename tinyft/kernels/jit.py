@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import event, types
 
-from .cache import cache_folder, save_one_at_a_time
+from .cache import cache_folder, make_dependable
 from .cpu import may_use_matrix_unit
 from .threads import layer_is_thread_safe, one_thread_at_a_time, prepare_threads
 
@@ -48,6 +48,8 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 HAS_BFLOAT16 = VECTOR_BYTES == 64 and "avx512bf16" in HOST_FEATURES  # products of bfloat16 pairs
+NO_BFLOAT16 = ("TINYFT_VECTOR_BITS keeps them from AVX-512 BF16" if "avx512bf16" in HOST_FEATURES
+               else "this CPU has no AVX-512 BF16")
 
 
 def _has_matrix_unit() -> bool:
@@ -108,7 +110,7 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
                 dispatcher = numba.njit(cache=True, **options)(f)
             finally:
                 numba.config.CACHE_DIR = before
-            save_one_at_a_time(dispatcher, CACHE_FOLDER)
+            make_dependable(dispatcher, CACHE_FOLDER)
         _ignore_constants(dispatcher)
         return dispatcher
 
@@ -127,9 +129,9 @@ class _CompileNotice(event.Listener):
         name = getattr(happening.data.get("dispatcher"), "__module__", "") or ""
         if name.startswith("tinyft."):
             event.unregister("numba:compile", self)
-            where = f"kept in {CACHE_FOLDER}" if CACHE_FOLDER else "no folder to keep them is writable"
-            print(f"tinyft: compiling kernels for this CPU, once, under a minute ({where})",
-                  file=sys.stderr, flush=True)
+            where = (f"those that are new here; they are kept in {CACHE_FOLDER}" if CACHE_FOLDER else
+                     "at every start, as no folder to keep them in is writable; TINYFT_CACHE may name one")
+            print(f"tinyft: compiling kernels for this CPU, under a minute ({where})", file=sys.stderr, flush=True)
 
     def on_end(self, happening):
         pass

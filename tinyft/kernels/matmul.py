@@ -31,7 +31,7 @@ from numba import get_num_threads, prange, types
 from numba.extending import intrinsic
 
 from .cpu import CacheSizes, cache_sizes
-from .jit import HAS_BFLOAT16, VECTOR_BYTES, jit
+from .jit import HAS_BFLOAT16, NO_BFLOAT16, VECTOR_BYTES, jit
 from .matrix_unit import configure_registers, emit_tile, release_registers, uses_matrix_unit
 from .one_row import multiply_row
 from .packing import (
@@ -50,7 +50,7 @@ from .simd import Vectors, lanes_of, pointer_to
 
 K_BLOCK = 1024  # A panel of B is at most K_BLOCK x 128 bytes = 128 KB with AVX-512.
 PIECES = 4  # for each thread at least, so that none waits for long
-AHEAD = 8  # how many k before they are needed elements are called into the nearest cache
+AHEAD = 8  # how many k before they are needed elements are prefetched
 
 
 def _sizes(caches: CacheSizes) -> tuple[int, int]:
@@ -62,12 +62,29 @@ def _sizes(caches: CacheSizes) -> tuple[int, int]:
 PIECE_BYTES, SHARED_BYTES = _sizes(cache_sizes())
 
 
+def _emit_stores(builder, vectors, results, c, c_stride, base, base_stride, add):
+    """Emit what follows the loop over k: `results`, by their place in the tile, go to c, plus base if `add`."""
+
+    def place(pointer, stride, row, column):
+        start_of_row = builder.gep(pointer, [builder.mul(stride, ir.Constant(ir.IntType(64), row))])
+        return vectors.at(start_of_row, column * vectors.lanes)
+
+    with builder.if_else(add) as (more, fresh):
+        with more:
+            for at, result in results.items():
+                before = vectors.load(place(base, base_stride, *at))
+                vectors.store(builder.fadd(before, result), place(c, c_stride, *at))
+        with fresh:
+            for at, result in results.items():
+                vectors.store(result, place(c, c_stride, *at))
+
+
 @intrinsic
 def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, base, base_start, base_stride, add):
     """C[TILE_ROWS, 2 vectors] = A B, or `base` + A B if `add`, for one packed panel each of A and B.
 
-    a: depth x TILE_ROWS elements from a_start; b: depth x 2 vectors from b_start; all arrays flat. base: laid out like
-    c; c itself, to add to what stands there, or a bias with stride 0.
+    a: depth x TILE_ROWS items from a_start; b: depth x 2 vectors from b_start; all arrays flat. base: laid out like
+    c; c itself, to add to what stands there, or a bias with stride 0. Where the matrix unit does the work, C[32, 32].
     """
 
     def codegen(context, builder, signature, args):
@@ -118,18 +135,8 @@ def tile(typingctx, a, a_start, b, b_start, depth, c, c_start, c_stride, base, b
             final.add_incoming(new, loop)
             finals.append(final)
 
-        def place(pointer, stride, row, column):
-            start_of_row = builder.gep(pointer, [builder.mul(stride, ir.Constant(index, row))])
-            return vectors.at(start_of_row, column * vectors.lanes)
-
-        with builder.if_else(add) as (more, fresh):
-            with more:
-                for (row, column), final in zip(grid, finals, strict=True):
-                    before = vectors.load(place(pointer_base, base_stride, row, column))
-                    vectors.store(builder.fadd(before, final), place(pointer_c, c_stride, row, column))
-            with fresh:
-                for (row, column), final in zip(grid, finals, strict=True):
-                    vectors.store(final, place(pointer_c, c_stride, row, column))
+        results = dict(zip(grid, finals, strict=True))
+        _emit_stores(builder, vectors, results, pointer_c, c_stride, pointer_base, base_stride, add)
         return context.get_dummy_value()
 
     at = types.intp
@@ -374,8 +381,8 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     if a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
         raise TypeError(f"gemm: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
     if bfloat16 and (a.dtype != np.float32 or not HAS_BFLOAT16):
-        raise TypeError(f"gemm: bfloat16 needs float32 arrays, got {a.dtype}, and a CPU with AVX-512 BF16, which "
-                        f"this one {'is' if HAS_BFLOAT16 else 'is not'}")
+        raise TypeError(f"gemm: bfloat16 needs float32 arrays, got {a.dtype}" if HAS_BFLOAT16
+                        else f"gemm: there are no bfloat16 products here: {NO_BFLOAT16}")
     rows, columns = a.shape[0], b.shape[1]
     if out is None:
         out = np.empty((rows, columns), a.dtype)

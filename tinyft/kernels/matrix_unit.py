@@ -104,7 +104,8 @@ def emit_tile(builder, a, b, items, c, c_stride, base, base_stride, add):
         with fresh:
             for total in totals.values():
                 registers.zero(total)
-    block_bytes, a_stride, b_stride = (ir.Constant(_SIZE, n) for n in (2048, row_bytes, 2 * row_bytes))
+    of_block = MATRIX_ROWS * row_bytes  # of A's panel, and of B's, whose rows are twice as long and half as many
+    block_bytes, a_stride, b_stride = (ir.Constant(_SIZE, n) for n in (of_block, row_bytes, 2 * row_bytes))
     with cgutils.for_range(builder, builder.udiv(items, ir.Constant(_SIZE, REGISTER_ITEMS))) as loop:
         block = builder.mul(loop.index, block_bytes)
         a_now, b_now = builder.gep(a, [block]), builder.gep(b, [block])
@@ -119,8 +120,8 @@ def emit_tile(builder, a, b, items, c, c_stride, base, base_stride, add):
 
 
 @intrinsic
-def _pack_along_k(typingctx, source, start, packed, packed_start):
-    """Pack one row of a register: 32 k that lie side by side."""
+def _pack_row(typingctx, source, start, packed, packed_start):
+    """Pack a row of a register: 32 k that lie side by side in memory."""
 
     def codegen(context, builder, signature, args):
         vectors, pairs = Vectors(builder, signature.args[0].dtype), Vectors(builder, signature.args[2].dtype)
@@ -136,8 +137,8 @@ def _pack_along_k(typingctx, source, start, packed, packed_start):
 
 
 @intrinsic
-def _pack_across_k(typingctx, source, start, stride, packed, packed_start):
-    """Pack a whole register: 32 k, `stride` apart, of 16 rows that lie side by side."""
+def _pack_register(typingctx, source, start, stride, packed, packed_start):
+    """Pack a whole register: 32 k, `stride` apart in memory, of 16 rows that lie side by side."""
 
     def codegen(context, builder, signature, args):
         source, start, stride, packed, packed_start = args
@@ -184,7 +185,7 @@ def pack_rows_in_blocks(source, start, stride, transposed, rows, depth, packed, 
             if n_rows < REGISTER_ROWS or n_k < BLOCK_K:
                 _pack_corner(source, at, row_stride, k_stride, n_rows, n_k, packed, into)
             elif transposed:
-                _pack_across_k(source, at, stride, packed, into)
+                _pack_register(source, at, stride, packed, into)
             else:
                 for row in range(REGISTER_ROWS):
-                    _pack_along_k(source, at + row * stride, packed, into + row * REGISTER_ITEMS)
+                    _pack_row(source, at + row * stride, packed, into + row * REGISTER_ITEMS)

@@ -48,7 +48,8 @@ def _dot_rows(a, b, first, out, packed):
 def multiply_row(a, b, b_transposed, out, width, packed):
     """out += a @ B for one row a (K,), without packing: each element of B is used only once.
 
-    packed: of the type that factors would be packed in, so that one row is rounded like many.
+    packed: of the type that factors would be packed in, so that one row is rounded like many. (Subnormal numbers alone
+    are kept here; instructions for bfloat16 take them as 0.)
     """
     flat_b = b.reshape(-1)
     counter = new_counter()

@@ -1,8 +1,9 @@
 """Packing: copy the operands of a matrix product into the order in which its inner loop reads them.
 
 A PANEL holds a strip of a matrix, k by k: for each k the TILE_ROWS elements of A, or the two vectors of B, that
-one tile of the result needs. Where they lie side by side in memory they are copied; where k does, squares of
-elements are transposed in registers on the way. Strips that are narrower are filled up with zeros.
+one tile of the result needs. (Only A's panels for `matrix_unit.py` are in another order.) Where they lie side by side
+in memory they are copied; where k does, squares of elements are transposed in registers on the way. Strips that are
+narrower are filled up with zeros.
 
 Panels of uint32 hold bfloat16 pairs: elements of two k at a time, rounded on the way.
 """
@@ -22,7 +23,7 @@ from .simd import Vectors, emit_bfloat16_pair, lanes_of, pointer_to, prefetch_li
 # hold the vectors of B and one the element of A that is being used.
 TILE_ROWS = 14 if VECTOR_BYTES == 64 or "neon" in HOST_FEATURES else 6
 TILE_VECTORS = 2
-AHEAD = 16  # how many k before they are packed elements are called into the nearest cache
+AHEAD = 16  # how many k before they are packed elements are prefetched
 
 
 class Layout(NamedTuple):
@@ -139,7 +140,7 @@ def _pack_along(source, start, stride, width, depth, packed, packed_start, panel
     """Pack panels whose elements for one k lie side by side in memory; zeros fill the last one.
 
     k runs outside, so that long stretches of memory are read, not a few elements from each page, and those of a later k
-    are called for before they are needed. A copy of whole vectors spills over the end of TILE_ROWS elements; the next
+    are prefetched. A copy of whole vectors spills over the end of TILE_ROWS elements; the next
     k puts that right, and the last k is copied element by element.
     """
     items, zero = elements_per_item(packed), source.dtype.type(0)
