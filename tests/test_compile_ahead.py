@@ -135,7 +135,8 @@ def test_nothing_is_left_behind(run_python, tmp_path):
     pytest.fail("the second process goes on")
 
 
-def test_evaluation_starts_none(started):
+def test_evaluation_starts_none(started, monkeypatch):
+    monkeypatch.setattr(compile_ahead, "LONGEST_WAIT", 0.0)
     model = GPT2(GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
     ids = np.arange(4)[None]
     with no_grad():
