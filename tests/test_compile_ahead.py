@@ -49,17 +49,19 @@ def started(monkeypatch, tmp_path):
     commands = []
 
     class Started:
+        killed = False
+
         def __init__(self, command, **options):
             commands.append(command)
 
         def poll(self):
-            return None
+            return -9 if self.killed else None
 
         def wait(self):
             return None
 
         def kill(self):
-            pass
+            self.killed = True
 
     monkeypatch.setattr(compile_ahead.subprocess, "Popen", Started)
     monkeypatch.setattr(compile_ahead.atexit, "register", lambda function: None)
@@ -157,7 +159,10 @@ def test_waiting_ends(started, monkeypatch, tmp_path, how):
         monkeypatch.setattr(compile_ahead, "LONGEST_WAIT", 0.2)
     begin = time.monotonic()
     compile_ahead.wait()
-    assert time.monotonic() - begin < 20 and compile_ahead._helper is None
+    assert time.monotonic() - begin < 20
+    assert compile_ahead._helper.killed == (how == "takes too long")
+    compile_ahead.stop()  # as at the end of this process: the kernels of generation may still be compiled
+    assert compile_ahead._helper.killed
 
 
 def test_a_helper_has_one_version_for_all_constants():

@@ -103,8 +103,8 @@ def use_threads(threads: int | None) -> int:
     """Limit the kernels to a number of threads; returns how many there are. ValueError if there are fewer."""
     most = numba.config.NUMBA_NUM_THREADS
     if threads is not None and threads > most:
-        raise ValueError(f"--threads {threads}: this machine gives {most}, one for each core; NUMBA_NUM_THREADS in the "
-                         "environment allows more")
+        raise ValueError(f"--threads {threads}: this machine gives {most}, one for each core, or as many as "
+                         "NUMBA_NUM_THREADS in the environment says")
     if threads is not None and threads != most:
         numba.set_num_threads(threads)
     return threads or most

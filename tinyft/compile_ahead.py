@@ -79,10 +79,9 @@ def stop() -> None:
 
 def wait() -> None:
     """Before a backward pass: wait until its kernels are there, if they are being compiled."""
-    global _helper
-    helper, give_up = _helper, time.monotonic() + LONGEST_WAIT
-    while helper is not None and time.monotonic() < give_up:
-        if (CACHE_FOLDER / DONE).exists() or helper.poll() is not None:
+    give_up = time.monotonic() + LONGEST_WAIT
+    while _helper is not None and _helper.poll() is None and not (CACHE_FOLDER / DONE).exists():
+        if time.monotonic() > give_up:
+            stop()
             break
         time.sleep(0.05)
-    _helper = None

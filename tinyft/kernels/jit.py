@@ -78,7 +78,9 @@ def _ignore_constants(dispatcher) -> None:
 
 
 def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False, merge: bool = False):
-    """`numba.njit` with tinyft's settings. What begins with an underscore can be called from other kernels alone.
+    """`numba.njit` with tinyft's settings.
+
+    A helper whose name begins with an underscore can be called from other kernels alone, unless it is parallel.
 
     parallel: `prange` loops run on all threads.
     reorder: sums may be reordered, see REORDER; never where the order matters for accuracy.
@@ -129,9 +131,10 @@ class _CompileNotice(event.Listener):
         name = getattr(happening.data.get("dispatcher"), "__module__", "") or ""
         if name.startswith("tinyft."):
             event.unregister("numba:compile", self)
-            where = (f"those that are new here; they are kept in {CACHE_FOLDER}" if CACHE_FOLDER else
-                     "at every start, as no folder to keep them in is writable; TINYFT_CACHE may name one")
-            print(f"tinyft: compiling kernels for this CPU, under a minute ({where})", file=sys.stderr, flush=True)
+            kept = (f"they are kept in {CACHE_FOLDER}" if CACHE_FOLDER else
+                    "again at every start, since no folder to keep them in is writable (TINYFT_CACHE can name one)")
+            print(f"tinyft: compiling kernels for this CPU, which can take a minute; {kept}",
+                  file=sys.stderr, flush=True)
 
     def on_end(self, happening):
         pass

@@ -18,6 +18,9 @@ A batch has few tokens beside a layer's many weights, so that each weight is use
 part of the work is to fetch it. So it comes from memory straight into the L2 of the thread that needs it, once, and no
 thread waits for another between packing and multiplying. The sizes are this CPU's (`cpu.py`).
 
+Where a CPU multiplies small matrices of bfloat16 by itself (`matrix_unit.py`), only the tile and the order of A's
+panels are different.
+
 Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing.
 """
 
