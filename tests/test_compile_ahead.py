@@ -228,7 +228,9 @@ def test_damaged_files_are_made_anew(run_python, tmp_path, damage, files):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way on Windows")
 def test_ctrl_c_ends_compiling(tmp_path):
     """A KeyboardInterrupt would be lost where LLVM calls back."""
-    code = "from tinyft.cli import run; from tinyft.run import warm_up; run(warm_up); print('went on')"
+    # What a shell starts in the background ignores Ctrl-C, and so do these tests then, and what they start.
+    code = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from tinyft.cli import run; from tinyft.run import warm_up; run(warm_up); print('went on')")
     env = {**os.environ, "TINYFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(compile_ahead.__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
