@@ -1,8 +1,8 @@
 """How fast is tinyft on this machine, beside NumPy, PyTorch and what the machine can do at all?
 
 Everything in a row is measured in the same run, taking turns, and medians are shown, because machines are
-noisy: compare within a row, and training steps within a table. PyTorch, transformers, llms-from-scratch and
-JAX join in where they are installed.
+noisy: compare within a row, and training steps and generation within a table. PyTorch, transformers, llama.cpp,
+llms-from-scratch and JAX join in where they are installed.
 """
 
 import argparse
@@ -15,20 +15,34 @@ from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
-from benchmarks import account, busy, charts, kernels, machine, peers, processes, starting, training  # noqa: E402
+from benchmarks import (  # noqa: E402
+    account,
+    busy,
+    charts,
+    decoding,
+    generators,
+    kernels,
+    machine,
+    peers,
+    processes,
+    serving,
+    starting,
+    training,
+)
 from benchmarks.timing import Table  # noqa: E402
 
-from tinyft import GPT2, GPT2Config, cli  # noqa: E402
+from tinyft import cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "decode", "step", "account", "busy", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "serve", "step", "account", "busy", "start")
 CHARTED = ("matmul", "step")
-PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax")
+PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python")
 EXAMPLES = """\
   python examples/benchmark.py
   python examples/benchmark.py --only loss --only step
   python examples/benchmark.py --only account             where every millisecond of a step goes
+  python examples/benchmark.py --only decode --only serve     writing, and writing over HTTP
   python examples/benchmark.py --only busy                how steps fare beside other programs
   python examples/benchmark.py --json numbers.json --chart chart.png
   python examples/benchmark.py --from numbers.json --chart chart.png
@@ -105,7 +119,9 @@ def run_part(part: str, table: Table, limits: dict[str, float], torch, options, 
     elif part == "loss":
         kernels.loss_by_live_targets(table, rng)
     elif part == "decode":
-        kernels.decode_and_prefill(table, GPT2(GPT2Config(), rng))
+        decoding.measure(table, options.without_torch, threads)
+    elif part == "serve":
+        serving.measure(table, threads)
     elif part == "step":
         training.measure(table, options.without_torch, threads)
     elif part == "account":
@@ -137,6 +153,8 @@ def measure(options, threads: int) -> dict:
 def main() -> None:
     """Measure, or serve as one of the processes that are measured, or only draw."""
     options = parse_arguments()
+    if generators.MARK in (options.serve or ""):
+        return generators.serve(options.serve)
     if options.serve == "account":
         return processes.serve(account.make_step())
     if options.serve:

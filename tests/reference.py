@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from tinyft.kernels.attention import attention_backward, attention_decode, attention_forward
+from tinyft.kernels.attention import attention_backward, attention_forward
 from tinyft.kernels.matmul import gemm
 from tinyft.segments import segments_of
 
@@ -224,21 +224,6 @@ def check_attention(rng, segments, heads, size, dtype, threads=2):
     # Weights are formed again (the same error once more), and two more sums follow: over `size`, over queries or keys.
     error = 2 * error + sum_error(size, dtype) + sum_error(max(most_looked_at(segments), segments.longest), dtype)
     assert_within(dqkv, attention_gradient(wide(dout), wide(qkv), heads, segments), error * magnitude)
-
-
-def check_decode(rng, length, heads, size, dtype):
-    qkv = rng.standard_normal((length, 3 * heads * size)).astype(dtype)
-    segments = segments_of([length])
-    q, k, v = split_heads(qkv, heads)
-    room = 3  # a cache is longer than what stands in it; what stands behind must not count
-    keys = np.full((heads, length + room, size), np.nan, dtype)
-    values = np.full_like(keys, np.nan)
-    keys[:, :length], values[:, :length] = k, v
-    got = attention_decode(np.ascontiguousarray(q[:, -1]), keys, values, length, 1 / math.sqrt(size))
-    last, _ = attention_forward(qkv, heads, segments, 1 / math.sqrt(size), 1)
-    error = attention_error(qkv, heads, segments)
-    # Two kernels, each off by at most `error`.
-    assert_within(got.reshape(-1), wide(last[-1]), 2 * error * np.abs(wide(v)).max(axis=1).reshape(-1))
 
 
 def check_a_few_shapes():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from tiny import (
     TOKENIZER,
     error_line,
     example,
+    in_process,
     make_entries,
     write_entries,
 )
 
-from tinyft import Entry, Turn, load_model, load_model_and_tokenizer, reply
+from tinyft import Entry, load_model, load_model_and_tokenizer, reply
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
-from tinyft.inference.generate import generate
-from tinyft.inference.replies import stream_text
 
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 ENTRIES = make_entries(40)
@@ -168,15 +166,6 @@ def test_finetune_into_a_folder_that_cannot_be(model_folder, data, tmp_path):
     assert "file/below: cannot write there" in line and "choose another folder" in line
 
 
-def in_process(script: str, arguments, monkeypatch, capsys) -> str:
-    """Run a script here, where importing tinyft costs nothing; what it exits with."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-    return caught.value.code
-
-
 @pytest.mark.parametrize("content, said", [
     (None, "bad.json is missing"),
     (b'[{"instruction": ', "bad.json, line 1, column 18: not JSON"),
@@ -230,76 +219,6 @@ def test_finetune_resume_without_a_state_is_refused_before_any_work(model_folder
     assert "nothing to resume" in line and "training_state.safetensors is missing" in line
     assert "replies before" not in result.stderr, "the replies before are not needed to see that"
     assert not (tmp_path / "none").exists()
-
-
-# ---- generate.py
-
-
-@pytest.mark.parametrize("options", [["--input", "now", "--prompt-style", "phi3"],
-                                     ["--temperature", "0.9", "--top-k", "5", "--top-p", "0.9", "--seed", "3"]])
-def test_generate_streams_the_reply(options, model_folder, tmp_path):
-    result = example("generate.py", "--model", model_folder, "Say word.", "--max-new-tokens", "12", *options,
-                     cwd=tmp_path)
-    said = [line for line in result.stderr.splitlines() if "compiling kernels" not in line]
-    assert (result.returncode, said) == (0, [])
-    model, tokenizer = load_model_and_tokenizer(model_folder)
-    style = "phi3" if "phi3" in options else "alpaca"
-    turns = (Turn("user", "Say word.", "now" if "--input" in options else ""),)
-    sampling = {}
-    if "--temperature" in options:
-        sampling = dict(temperature=0.9, top_k=5, top_p=0.9, rng=np.random.default_rng(3))
-    prompt = encode_prompt(turns, PROMPT_STYLES[style], tokenizer)
-    tokens = generate(model, prompt, max_new_tokens=12, stop=tokenizer.eot_token, **sampling)
-    assert result.stdout == "".join(stream_text(tokens, tokenizer)) + "\n"
-
-
-def test_generate_asks_in_the_style_that_the_folder_says(data, model_folder, tmp_path):
-    result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
-                     "--prompt-style", "phi3", *SHORT, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "--prompt-style" not in result.stdout, "nobody has to be told"
-    asked = [example("generate.py", "--model", "mine/model", "Say word.", "--max-new-tokens", "8", "--stats", *options,
-                     cwd=tmp_path) for options in ([], ["--prompt-style", "phi3"], ["--prompt-style", "alpaca"])]
-    assert [result.returncode for result in asked] == [0, 0, 0]
-    as_said, phi3, alpaca = (int(re.search(r"(\d+) tokens read", result.stderr)[1]) for result in asked)
-    assert as_said == phi3 < alpaca and asked[0].stdout == asked[1].stdout
-
-
-def test_generate_raw_from_standard_input(model_folder, tmp_path):
-    result = example("generate.py", "--model", model_folder, "--raw", "-", "--max-new-tokens", "6", "--stats",
-                     cwd=tmp_path, stdin="Say größe")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Say größe")
-    last = result.stderr.splitlines()[-1]
-    assert re.fullmatch(r"\d+ tokens read and the first written in [\d.]+ s, then [\d.]+ tokens/s", last)
-
-
-@pytest.mark.parametrize("options, said", [
-    (["--top-k", "5"], "--top-k and --top-p limit what is drawn from; give a --temperature above 0"),
-    (["--top-p", "2", "--temperature", "1"], "--top-p 2.0: expected a share above 0 and at most 1"),
-    (["--raw", "--system", "Be brief."], "--raw continues the prompt itself; leave out --system"),
-    (["--prompt-style", "vicuna"], "--prompt-style vicuna: expected one of alpaca"),
-])
-def test_generate_with_options_that_would_do_nothing(options, said, model_folder, tmp_path):
-    assert said in error_line(example("generate.py", "--model", model_folder, "Hi", *options, cwd=tmp_path))
-
-
-def test_generate_with_no_model_as_a_program(tmp_path):
-    line = error_line(example("generate.py", "--model", "nowhere", "Hello", cwd=tmp_path))
-    assert "nowhere: neither a folder nor a model of the Hugging Face hub" in line
-
-
-@pytest.mark.parametrize("arguments, said", [
-    ([""], "the prompt is empty"),
-    ([" \n"], "the prompt is empty"),
-    (["x" * CONTEXT], f"expected 1 to {CONTEXT - 1}"),
-    (["x" * CONTEXT, "--raw"], f"the prompt has {CONTEXT} tokens, expected 1 to {CONTEXT - 1}"),
-    (["Hello", "--threads", "1000"], "--threads 1000: this machine gives"),
-])
-def test_generate_with_what_cannot_be_answered(arguments, said, model_folder, monkeypatch, capsys):
-    code = in_process("generate.py", ["--model", model_folder, *arguments], monkeypatch, capsys)
-    assert code.startswith("error: ") and said in code and "\n" not in code
-    assert capsys.readouterr().out == ""
 
 
 # ---- pretrain.py

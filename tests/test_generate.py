@@ -1,28 +1,15 @@
-"""Cached decoding against the whole forward pass, the sampling rules, where generation ends, and streamed text."""
+"""From prompts to replies: which tokens, where they end, in what order they come, and as text."""
 
-import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from small import CORPUS, NASTY_TEXTS, make_model, write_tokenizer
+from small import make_model, write_tokenizer
+from tiny import TOKENIZER, make_entries
+from tiny import make_model as make_talker
 
-from tinyft import (
-    GPT2Config,
-    KVCache,
-    decode_one_token,
-    generate,
-    load_tokenizer,
-    no_grad,
-    prefill,
-    reply,
-    sample,
-    stream_text,
-)
-
-V = 8
-LOGITS = np.log(np.array([0.02, 0.3, 0.05, 0.2, 0.01, 0.25, 0.07, 0.1]))
-ORDER = [1, 5, 3, 7, 6, 2, 0, 4]
+from tinyft import Engine, Entry, Turn, ask, generate, load_tokenizer, no_grad, reply, reply_all
+from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
+from tinyft.inference.replies import MANY, reply_to_all, run_all
+from tinyft.inference.scheduler import Request, scheduler_of
 
 
 @pytest.fixture(scope="module")
@@ -37,152 +24,35 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(folder)
 
 
-def draws(count=20000, seed=0, logits=LOGITS, **options):
-    rng = np.random.default_rng(seed)
-    return np.bincount([sample(logits, rng=rng, **options) for _ in range(count)], minlength=len(logits)) / count
-
-
-def assert_near(shares, probabilities, count=20000):
-    """Within 4.5 standard deviations, and exactly none where the probability is 0."""
-    deviation = np.sqrt(probabilities * (1 - probabilities) / count)
-    assert np.all(np.abs(shares - probabilities) <= 4.5 * deviation)
-
-
-# ---- the cache
-
-
-@pytest.mark.parametrize("shape", [{}, {"n_head": 1}, {"n_embd": 14, "n_head": 2, "n_inner": 9, "vocab_size": 61}])
-@pytest.mark.parametrize("prompt_length", [1, 2, 7, 15])
-def test_decoding_with_the_cache_is_the_whole_forward_pass(shape, prompt_length):
-    model = make_model(seed=1, dtype=np.float64, **shape)
-    ids = np.random.default_rng(prompt_length).integers(model.config.vocab_size, size=model.config.n_positions)
-    with no_grad():
-        whole = model(ids).data[0]
-    cache = KVCache(model.config, np.float64)
-    steps = [prefill(model, ids[:prompt_length], cache)]
-    steps += [decode_one_token(model, int(token), cache) for token in ids[prompt_length:]]
-    assert cache.length == len(ids)
-    for step, expected in zip(steps, whole[prompt_length - 1 :], strict=True):
-        np.testing.assert_allclose(step, expected, rtol=0, atol=1e-12 * np.abs(whole).max())
-
-
-def test_the_cache_in_float32():
-    model = make_model(seed=1)
-    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=16)
-    cache = KVCache(model.config)
-    steps = [prefill(model, ids[:4], cache), *(decode_one_token(model, int(token), cache) for token in ids[4:])]
-    assert all(step.dtype == np.float32 for step in steps)
-    whole = model(ids).data[0]
-    np.testing.assert_allclose(steps, whole[3:], rtol=0, atol=5e-6 * np.abs(whole).max())
-
-
-def test_a_small_model_decodes_with_one_thread_and_gives_the_others_back():
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("Numba has one thread here")
-    model, seen, logits, before = make_model(seed=1), [], [], numba.get_num_threads()
-    run = model.run_blocks
-    model.run_blocks = lambda *args, **more: seen.append(numba.get_num_threads()) or run(*args, **more)
-    assert KVCache(model.config).single_threaded_decode
-    assert not KVCache(GPT2Config(n_positions=2)).single_threaded_decode
-    for alone in (True, False):
-        cache = KVCache(model.config)
-        cache.single_threaded_decode = alone
-        prefill(model, [1, 2, 3], cache)
-        logits.append(decode_one_token(model, 4, cache))
-        assert numba.get_num_threads() == before
-    assert seen == [before, 1, before, before]
-    np.testing.assert_array_equal(*logits)
-
-
-def test_the_cache_refuses_what_does_not_fit(model):
-    cache = KVCache(model.config, np.float64)
-    with pytest.raises(ValueError, match="prefill: 0 tokens"):
-        prefill(model, np.array([], np.int64), cache)
-    prefill(model, np.arange(16), cache)
-    with pytest.raises(ValueError, match="context of 16 tokens is full"):
-        decode_one_token(model, 0, cache)
-    with pytest.raises(ValueError, match="prefill: 1 tokens into a cache of 16"):
-        prefill(model, np.array([1]), cache)
-
-
-# ---- choosing a token
-
-
-def test_temperature_0_is_the_likeliest():
-    assert sample(LOGITS) == ORDER[0]
-    assert sample(LOGITS, temperature=0, top_k=3, top_p=0.5) == ORDER[0]
-
-
-def test_temperature_without_a_generator():
-    with pytest.raises(ValueError, match="needs a random generator"):
-        sample(LOGITS, temperature=1.0)
-
-
-def test_draws_follow_the_probabilities():
-    assert_near(draws(temperature=1.0), np.exp(LOGITS))
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_sharpens_and_flattens(temperature):
-    expected = np.exp(LOGITS) ** (1 / temperature)
-    assert_near(draws(temperature=temperature), expected / expected.sum())
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, V, 3 * V])
-def test_top_k_keeps_the_k_likeliest(k):
-    expected = np.where(np.isin(np.arange(V), ORDER[:k]), np.exp(LOGITS), 0)
-    assert_near(draws(5000, temperature=1.0, top_k=k), expected / expected.sum(), 5000)
-
-
-# The cumulative probabilities are 0.30, 0.55, 0.75, 0.85, 0.92, 0.97, 0.99, 1.
-@pytest.mark.parametrize("p, kept", [(1e-9, 1), (0.29, 1), (0.31, 2), (0.54, 2), (0.56, 3), (0.9, 5), (1.0, V)])
-def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
-    expected = np.where(np.isin(np.arange(V), ORDER[:kept]), np.exp(LOGITS), 0)
-    assert_near(draws(5000, temperature=1.0, top_p=p), expected / expected.sum(), 5000)
-
-
-def test_top_p_counts_within_top_k_and_after_temperature():
-    # Temperature 0.5 squares: 0.09, 0.0625, 0.04 of the three likeliest; their shares are 0.468, 0.325, 0.208.
-    expected = np.zeros(V)
-    expected[ORDER[:2]] = 0.09, 0.0625
-    assert_near(draws(5000, temperature=0.5, top_k=3, top_p=0.6), expected / expected.sum(), 5000)
-
-
-def test_one_seed_one_sequence(model):
-    def run(seed):
-        options = dict(temperature=1.0, top_k=50, top_p=0.9, rng=np.random.default_rng(seed))
-        return list(generate(model, [1, 2, 3], max_new_tokens=10, **options))
-
-    assert run(0) == run(0)
-    assert len({tuple(run(seed)) for seed in range(5)}) > 1
-
-
-def test_logits_far_apart_do_not_overflow():
-    logits = np.array([-1e30, 3e4, 2.9e4, -np.inf], np.float32)
-    assert draws(100, logits=logits, temperature=0.01)[1] == 1
-    assert draws(100, logits=logits, temperature=1.0, top_p=0.999)[1] == 1
-
-
-def test_sampling_does_not_change_the_logits():
-    logits = LOGITS.copy()
-    sample(logits, temperature=0.7, top_k=3, top_p=0.9, rng=np.random.default_rng(0))
-    np.testing.assert_array_equal(logits, LOGITS)
-
-
-# ---- generating
+@pytest.fixture(scope="module")
+def writer(tokenizer):
+    """A model that knows the tokenizer's tokens alone, and has room for a few words."""
+    return make_model(seed=2, dtype=np.float64, vocab_size=tokenizer.n_vocab, n_positions=70)
 
 
 def greedy_without_cache(model, prompt, count):
     ids = list(prompt)
     for _ in range(count):
-        ids.append(int(np.argmax(model(np.array(ids)).data[0, -1])))
+        with no_grad():
+            ids.append(int(np.argmax(model(np.array(ids)).data[0, -1])))
     return ids[len(prompt) :]
+
+
+def steps_of(engine):
+    """A list that grows with each step of the engine."""
+    steps, step = [], engine.step
+    engine.step = lambda *args, **more: steps.append(1) or step(*args, **more)
+    return steps
+
+
+# ---- generating
 
 
 @pytest.mark.parametrize("prompt", [[0], [5, 7, 11], list(range(12))])
 def test_greedy_generation(model, prompt):
     expected = greedy_without_cache(model, prompt, 4)
     assert list(generate(model, prompt, max_new_tokens=4)) == expected
+    assert list(generate(Engine(model), prompt, max_new_tokens=4)) == expected
     for limits in ({"top_k": 1}, {"top_p": 1e-9}):
         options = dict(temperature=1.7, rng=np.random.default_rng(0), **limits)
         assert list(generate(model, prompt, max_new_tokens=4, **options)) == expected
@@ -194,16 +64,27 @@ def test_prompt_may_be_any_iterable(model):
     assert list(generate(model, np.array([3, 4], np.int32), max_new_tokens=3)) == expected
 
 
+def test_one_seed_one_sequence(model):
+    def run(seed):
+        options = dict(temperature=1.0, top_k=50, top_p=0.9, rng=np.random.default_rng(seed))
+        return list(generate(model, [1, 2, 3], max_new_tokens=10, **options))
+
+    assert run(0) == run(0)
+    assert len({tuple(run(seed)) for seed in range(5)}) > 1
+
+
 def test_it_ends_before_the_stop_token(model):
+    engine = Engine(model)
+
     def run(stop):
         options = dict(temperature=1.0, rng=np.random.default_rng(0), max_new_tokens=12)
-        return list(generate(model, [1, 2, 3], stop=stop, **options))
+        return list(generate(engine, [1, 2, 3], stop=stop, **options))
 
     tokens = run(None)
     assert len(set(tokens)) > 3
     for stop in tokens:
         assert run(stop) == run(np.int64(stop)) == tokens[: tokens.index(stop)]
-    for stops in ({tokens[5], tokens[3]}, (tokens[3], 340), [tokens[3], tokens[3]]):
+    for stops in ({tokens[5], tokens[3]}, (tokens[3], 340), [tokens[3], tokens[3]], np.array([tokens[3]])):
         assert run(stops) == tokens[: min(tokens.index(stop) for stop in stops if stop in tokens)]
     assert run(()) == tokens
 
@@ -222,79 +103,245 @@ def test_it_ends_where_the_context_is_full(model, length):
     assert tokens == greedy_without_cache(model, prompt, len(tokens))
 
 
-def test_each_token_comes_as_soon_as_it_is_chosen(model, monkeypatch):
-    calls = []
-    monkeypatch.setattr("tinyft.inference.generate.decode_one_token",
-                        lambda *args: calls.append(1) or decode_one_token(*args))
-    tokens = generate(model, [1, 2, 3], max_new_tokens=3)
-    for expected in (0, 1, 2):
+def test_each_token_comes_as_soon_as_it_is_chosen(model):
+    engine = Engine(model)
+    steps = steps_of(engine)
+    tokens = generate(engine, [1, 2, 3], max_new_tokens=3)
+    for expected in (1, 2, 3):
         next(tokens)
-        assert len(calls) == expected
-    assert list(tokens) == [] and len(calls) == 2
+        assert len(steps) == expected
+    assert list(tokens) == [] and len(steps) == 3
+
+
+def test_what_is_no_longer_asked_for_is_not_computed(model):
+    engine = Engine(model)
+    steps = steps_of(engine)
+    tokens = generate(engine, [1, 2, 3], max_new_tokens=10)
+    generate(engine, [4, 5], max_new_tokens=10)  # nobody asks for a token of this one
+    next(tokens)
+    tokens.close()
+    assert scheduler_of(engine).idle and len(steps) == 1
+
+
+def test_two_may_be_read_in_turn(model):
+    """On one engine, also where only one has a place."""
+    for max_rows in (1, 2):
+        engine = Engine(model, max_rows=max_rows)
+        pairs = list(zip(generate(engine, [1, 2, 3], max_new_tokens=6), generate(engine, [4, 5], max_new_tokens=6),
+                         strict=True))
+        assert [one for one, _ in pairs] == greedy_without_cache(model, [1, 2, 3], 6)
+        assert [other for _, other in pairs] == greedy_without_cache(model, [4, 5], 6)
+
+
+def test_weights_as_they_are_now():
+    """An engine keeps those that it was made of, a model is asked as it is."""
+    model = make_model(dtype=np.float64)
+    engine, before = Engine(model), list(generate(model, [1, 2, 3], max_new_tokens=8))
+    model.wte.weight.data[:] = model.wte.weight.data[::-1].copy()
+    assert list(generate(engine, [1, 2, 3], max_new_tokens=8)) == before
+    assert list(generate(model, [1, 2, 3], max_new_tokens=8)) == greedy_without_cache(model, [1, 2, 3], 8) != before
 
 
 @pytest.mark.parametrize("length", [0, 16, 17])
 def test_a_prompt_that_is_empty_or_leaves_no_room(model, length):
+    """It is said at once, not where the first token is asked for."""
     with pytest.raises(ValueError, match=f"prompt has {length} tokens, expected 1 to 15"):
-        list(generate(model, [1] * length))
+        generate(model, [1] * length)
 
 
 @pytest.mark.parametrize("token", [-1, 340])
 def test_a_prompt_with_a_token_that_the_model_does_not_know(model, token):
-    with pytest.raises(IndexError, match="expected 0 to 339"):
-        list(generate(model, [1, token]))
+    with pytest.raises(ValueError, match=f"the prompt has the token {token}, expected 0 to 339"):
+        generate(model, [1, token])
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"temperature": 1.0, "top_p": 0.0},
-                                     {"temperature": 1.0, "top_p": -0.1}, {"temperature": 1.0, "top_k": -1},
-                                     {"temperature": float("nan")}])
-def test_sampling_options_that_make_no_sense(options):
-    with pytest.raises(ValueError, match=next(name for name in ("top_p", "top_k", "temperature") if name in options)):
-        sample(LOGITS, rng=np.random.default_rng(0), **options)
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"temperature": float("nan")}])
+def test_sampling_options_that_make_no_sense(model, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        generate(model, [1], **options)
 
 
-def test_logits_that_are_no_numbers():
-    with pytest.raises(ValueError):
-        sample(np.full(V, np.nan), temperature=1.0, rng=np.random.default_rng(0))
+def test_a_temperature_needs_a_generator(model):
+    with pytest.raises(ValueError, match="needs a random generator"):
+        list(generate(model, [1], temperature=1.0))
 
 
-# ---- streaming
+def test_weights_that_are_no_numbers():
+    model = make_model(dtype=np.float64)
+    model.ln_f.weight.data[3] = np.nan
+    for options in ({}, {"temperature": 1.0, "rng": np.random.default_rng(0)}):
+        with pytest.raises(ValueError, match="not finite numbers; are the model's weights"):
+            list(generate(model, [1, 2], **options))
 
 
-def pieces(tokens, tokenizer):
-    return list(stream_text(tokens, tokenizer))
+# ---- replies
 
 
-@pytest.mark.parametrize("text", [*NASTY_TEXTS, CORPUS])
-def test_streamed_text_is_the_text(tokenizer, text):
-    parts = pieces(tokenizer.encode_ordinary(text), tokenizer)
-    assert "".join(parts) == text
-    assert "" not in parts
-    assert "\ufffd" not in "".join(parts)
+def expected_reply(writer, tokenizer, ids, count, stop=()):
+    tokens = greedy_without_cache(writer, ids, min(count, writer.config.n_positions - len(ids) + 1))
+    ends = [tokens.index(end) for end in (*tokenizer.stop_tokens, *stop) if end in tokens]
+    return tokenizer.decode(tokens[: min(ends, default=None)])
 
 
-def test_a_character_waits_until_it_is_whole(tokenizer):
-    tokens = tokenizer.encode_ordinary("aꙮb")
-    assert len(tokens) == 5  # three bytes that are never merged
-    assert pieces(tokens, tokenizer) == ["a", "ꙮ", "b"]
-    assert pieces(tokens[:3], tokenizer) == ["a", "\ufffd"]
+def test_reply(writer, tokenizer):
+    for prompt in ("The cat sat", " hats", "東京"):
+        ids = tokenizer.encode_ordinary(prompt)
+        expected = expected_reply(writer, tokenizer, ids, 8).strip()
+        assert reply(writer, tokenizer, prompt, max_new_tokens=8) == expected
+        assert reply(Engine(writer), tokenizer, ids, max_new_tokens=8) == expected
 
 
-@settings(deadline=None, max_examples=150)
-@given(data=st.data())
-def test_streaming_any_tokens_is_decoding_them_all(tokenizer, data):
-    tokens = data.draw(st.lists(st.integers(0, tokenizer.n_vocab - 1), max_size=30))
-    assert "".join(stream_text(tokens, tokenizer)) == tokenizer.decode(tokens)
-
-
-def test_tokens_that_only_the_model_has_are_left_out(tokenizer):
-    a, b = tokenizer.encode_ordinary("a") + tokenizer.encode_ordinary("b")
-    assert pieces([a, tokenizer.n_vocab, b, tokenizer.n_vocab + 5], tokenizer) == ["a", "b"]
-
-
-def test_reply(model, tokenizer):
-    prompt = "The cat sat"
-    ids = tokenizer.encode_ordinary(prompt)
-    tokens = list(generate(model, ids, max_new_tokens=8, stop=tokenizer.eot_token))
+def test_tokens_that_only_the_model_has_are_left_out(model, tokenizer):
+    tokens = list(generate(model, [1, 2, 3], max_new_tokens=12, stop=tokenizer.eot_token))
     known = [token for token in tokens if token < tokenizer.n_vocab]
-    assert reply(model, tokenizer, prompt, max_new_tokens=8) == tokenizer.decode(known).strip()
+    assert reply(model, tokenizer, [1, 2, 3], max_new_tokens=12) == tokenizer.decode(known).strip()
+
+
+PROMPTS = ["The cat sat on", "The cat", " hats", "a", "The cat sat on the mat, and", "they sit!", "The cat"]
+
+
+@pytest.mark.parametrize("max_rows", [None, 1, 3])
+def test_many_replies_are_those_of_each(writer, tokenizer, max_rows):
+    """In the order of the prompts, text and ids among each other, with a length for each."""
+    asked = writer if max_rows is None else Engine(writer, max_rows=max_rows)
+    prompts = [tokenizer.encode_ordinary(prompt) if i % 2 else prompt for i, prompt in enumerate(PROMPTS)]
+    lengths = [9, 0, 5, 20, 1, 7, 60]
+    expected = [expected_reply(writer, tokenizer, tokenizer.encode_ordinary(prompt), length).strip()
+                for prompt, length in zip(PROMPTS, lengths, strict=True)]
+    assert reply_all(asked, tokenizer, prompts, max_new_tokens=lengths) == expected
+    assert len(set(expected)) > 4 and expected[1] == ""
+    assert reply_all(asked, tokenizer, []) == []
+
+
+def test_more_replies_than_are_written_at_once(writer, tokenizer):
+    prompts = [[i % 50 + 1, i % 7 + 60] for i in range(MANY + 9)]
+    replies = reply_all(writer, tokenizer, prompts, max_new_tokens=3)
+    assert replies == [reply_all(writer, tokenizer, [prompt], max_new_tokens=3)[0] for prompt in prompts]
+
+
+def test_a_reply_ends_before_stop_tokens_and_stop_strings(writer, tokenizer):
+    ids = tokenizer.encode_ordinary("The cat sat")
+    tokens = greedy_without_cache(writer, ids, 20)
+    assert expected_reply(writer, tokenizer, ids, 20) == tokenizer.decode(tokens)
+    got = reply(writer, tokenizer, ids, max_new_tokens=20, stop=[tokens[4], tokens[9]])
+    assert got == expected_reply(writer, tokenizer, ids, 20, [tokens[4], tokens[9]]).strip()
+    text = tokenizer.decode(tokens)
+    for length in (1, 2, 3):
+        string = text[7 : 7 + length]
+        engine = Engine(writer)
+        steps = steps_of(engine)
+        assert reply(engine, tokenizer, ids, max_new_tokens=20, stop_strings=["\0never", string]) == text[
+            : text.index(string)].strip()
+        assert len(steps) < 20 and scheduler_of(engine).idle
+
+
+def test_end_of_text_ends_a_reply(tokenizer):
+    model = make_model(seed=2, vocab_size=tokenizer.n_vocab, n_positions=70)
+    model.ln_f.weight.data[:] = 0  # what comes is the same after every token
+    for wanted, expected in ((tokenizer.eot_token, ""), (tokenizer.encode_ordinary("a")[0], "aaaaa")):
+        model.ln_f.bias.data[:] = 100 * model.wte.weight.data[wanted]
+        model.wte.weight.data *= np.where(np.arange(tokenizer.n_vocab) == wanted, 9, 1)[:, None].astype(np.float32)
+        assert reply(model, tokenizer, "The cat", max_new_tokens=5) == expected
+
+
+def test_each_reply_draws_from_a_generator_of_its_own(writer, tokenizer):
+    def run(prompts, seed=0, **options):
+        return reply_all(writer, tokenizer, prompts, max_new_tokens=9, temperature=1.5, rng=np.random.default_rng(seed),
+                         **options)
+
+    replies = run(["The cat"] * 5)
+    assert len(set(replies)) == 5 and run(["The cat"] * 5) == replies != run(["The cat"] * 5, seed=1)
+    # What comes after them in the list, how long they are: nothing of it changes a reply.
+    assert run(["The cat"] * 5 + ["a"])[:5] == replies
+    assert run(["they sit!", "The cat"])[1] == replies[1]
+
+
+def test_prompts_that_cannot_be_answered_are_named_before_any_is(writer, tokenizer):
+    engine = Engine(writer)
+    steps = steps_of(engine)
+    with pytest.raises(ValueError, match="^prompt 2: the prompt has 70 tokens, expected 1 to 69"):
+        reply_all(engine, tokenizer, ["a", [1] * 70, "b"])
+    with pytest.raises(ValueError, match="^the prompt has 0 tokens"):
+        reply(engine, tokenizer, "")
+    with pytest.raises(ValueError, match="needs a random generator"):
+        reply_all(engine, tokenizer, ["a", "b"], temperature=1.0)
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        reply_all(engine, tokenizer, ["a", "b"], stop_strings="stop")
+    with pytest.raises(ValueError, match="shorter|longer|length"):
+        reply_all(engine, tokenizer, ["a", "b"], max_new_tokens=[1])
+    assert steps == [] and scheduler_of(engine).idle
+
+
+def test_an_error_ends_all_of_a_call_and_nothing_else(tokenizer):
+    """What was asked before goes on; nothing of the call is left in the engine."""
+    model = make_model(seed=2, dtype=np.float64, vocab_size=tokenizer.n_vocab, n_positions=70, tie_word_embeddings=False)
+    expected = list(generate(model, [1, 2, 3], max_new_tokens=20))
+    bad = next(token for token in range(tokenizer.n_vocab) if token not in expected and token > 3)
+    model.wte.weight.data[bad] = np.nan
+    engine = Engine(model)
+    tokens = generate(engine, [1, 2, 3], max_new_tokens=20)
+    first = next(tokens)
+    with pytest.raises(ValueError, match="not finite numbers"):
+        reply_all(engine, tokenizer, [[1, 2], [3, bad], [1, 3]], max_new_tokens=30)
+    assert scheduler_of(engine).n_running == 1 and scheduler_of(engine).n_waiting == 0
+    assert [first, *tokens] == expected
+
+
+def test_no_progress_is_shown_without_a_name(writer, tokenizer, capsys):
+    reply_all(writer, tokenizer, ["a", "b"], max_new_tokens=2)
+    assert capsys.readouterr().err == ""
+
+
+def test_run_all_gives_each_as_soon_as_it_has_ended(writer, tokenizer):
+    engine = Engine(writer, max_rows=2)
+    requests = [Request([1, 2], max_new_tokens=count) for count in (12, 2, 6, 3)]
+    seen = list(run_all(engine, tokenizer, requests))
+    assert [number for number, _ in seen] == [1, 2, 3, 0]
+    for number, text in seen:
+        assert text == tokenizer.decode(greedy_without_cache(writer, [1, 2], requests[number].max_new_tokens))
+    running = run_all(engine, tokenizer, [Request([1, 2], max_new_tokens=count) for count in (12, 2)])
+    next(running)
+    running.close()
+    assert scheduler_of(engine).idle
+
+
+def test_a_stop_string_is_a_reason_to_finish(writer, tokenizer):
+    text = tokenizer.decode(greedy_without_cache(writer, [1, 2], 12))
+    request = Request([1, 2], max_new_tokens=12)
+    (number, got), = run_all(writer, tokenizer, [request], stop_strings=[text[5:7]])
+    assert (number, got, request.finish_reason) == (0, text[: text.index(text[5:7])], "stop")
+
+
+# ---- asking
+
+
+@pytest.fixture(scope="module")
+def talker():
+    return make_talker(dtype=np.float64)
+
+
+@pytest.mark.parametrize("style", [None, "alpaca", "phi3"])
+def test_asking(talker, style):
+    turns = (Turn("user", "Say word 1.", "now"),)
+    ids = encode_prompt(turns, PROMPT_STYLES[style or "alpaca"], TOKENIZER)
+    expected = reply(talker, TOKENIZER, ids, max_new_tokens=5)
+    assert ask(talker, TOKENIZER, "Say word 1.", "now", prompt_style=style, max_new_tokens=5) == expected
+    assert ask(Engine(talker), TOKENIZER, turns, prompt_style=style, max_new_tokens=5) == expected
+    options = dict(max_new_tokens=5, temperature=1.0, top_k=9)
+    assert (ask(talker, TOKENIZER, turns, prompt_style=style, rng=np.random.default_rng(0), **options)
+            == reply(talker, TOKENIZER, ids, rng=np.random.default_rng(0), **options))
+
+
+def test_asking_with_an_input_beside_a_conversation(talker):
+    with pytest.raises(ValueError, match="put it into one of its turns"):
+        ask(talker, TOKENIZER, (Turn("user", "Say it."),), "now")
+
+
+def test_replies_to_entries(talker, capsys):
+    entries, style = make_entries(5), PROMPT_STYLES["phi3"]
+    entries.insert(2, Entry.single("x" * 200, "", "no"))
+    replies = reply_to_all(talker, TOKENIZER, entries, style, "test", lambda entry: len(entry.output))
+    assert capsys.readouterr().out == "test: no reply to 1 of 6, whose prompts leave no room in the context of 128 tokens\n"
+    for entry, text in zip(entries, replies, strict=True):
+        ids = encode_prompt(entry.asked, style, TOKENIZER)
+        assert text == ("" if len(ids) >= 128 else reply(talker, TOKENIZER, ids, max_new_tokens=len(entry.output)))

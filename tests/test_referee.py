@@ -29,7 +29,6 @@ from tinyft import (
     load_tokenizer,
     no_grad,
     read_entries,
-    sample,
     save_model,
     save_tokenizer,
 )
@@ -359,28 +358,3 @@ def test_greedy_generation_from_a_saved_folder(tmp_path):
         ours = list(generate(load_model(folder), tokenizer.encode_ordinary(text), max_new_tokens=room,
                              stop=tokenizer.eot_token))
         assert tokenizer.encode_ordinary(text) + ours == [id for id in expected if id != tokenizer.eot_token]
-
-
-def test_sampling_cuts_where_transformers_cuts():
-    """Which tokens are left, and with which probabilities, against transformers' logits processors."""
-    class Probe:
-        """A generator that reports what it was asked to choose from."""
-
-        def choice(self, order, p):
-            self.probabilities = np.zeros(50)
-            self.probabilities[order] = p
-            return order[0]
-
-    rng = np.random.default_rng(11)
-    cases = [(0.7, None, None), (1.3, 7, None), (1.0, None, 0.8), (0.5, 20, 0.9), (2.0, 3, 0.5)]
-    for temperature, top_k, top_p in cases:
-        logits = 2 * rng.standard_normal(50)
-        probe = Probe()
-        sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=probe)
-        scores = torch.from_numpy(logits[None])
-        scores = transformers.TemperatureLogitsWarper(temperature)(None, scores)
-        if top_k:
-            scores = transformers.TopKLogitsWarper(top_k)(None, scores)
-        if top_p:
-            scores = transformers.TopPLogitsWarper(top_p)(None, scores)
-        np.testing.assert_allclose(probe.probabilities, torch.softmax(scores, -1)[0].numpy(), rtol=1e-12, atol=1e-300)

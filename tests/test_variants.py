@@ -7,7 +7,8 @@ import pytest
 from reference import layer_norm, softmax
 from small import make_model
 
-from tinyft import GPT2, AdamW, GPT2Config, KVCache, decode_one_token, no_grad, prefill
+from tinyft import GPT2, AdamW, Engine, GPT2Config, no_grad
+from tinyft.inference.engine import Span
 
 TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate")
 VARIANTS = [
@@ -122,9 +123,9 @@ def test_decoding_with_the_cache(variant, dtype):
     ids = np.random.default_rng(1).integers(340, size=16)
     with no_grad():
         whole = model(ids).data[0]
-    cache = KVCache(model.config, dtype)
-    steps = [prefill(model, ids[:5], cache), *(decode_one_token(model, token, cache) for token in ids[5:])]
-    assert_near(np.array(steps), whole[4:], 1e-12 if dtype == np.float64 else 5e-6)
+    engine = Engine(model)
+    steps = [engine.step([Span(ids[:5], 0, [0])]), *(engine.step([Span(ids[t : t + 1], t, [0])]) for t in range(5, 16))]
+    assert_near(np.concatenate([logits for _, logits in steps]), whole[4:], 1e-12 if dtype == np.float64 else 5e-6)
 
 
 # ---- an output layer of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,12 @@ def one_thread():
     numba.set_num_threads(1)
     yield
     numba.set_num_threads(threads)
+
+
+def in_process(script: str, arguments, monkeypatch, capsys) -> str:
+    """Run a script here, where importing tinyft costs nothing; what it exits with."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return caught.value.code

@@ -30,10 +30,11 @@ from .data.readers import read_entries, read_with_account
 from .data.schemas import parse_columns
 from .gpt2 import GPT2, GPT2Config
 from .gradcheck import gradcheck
-from .inference.decoding import KVCache, decode_one_token, prefill
+from .inference.engine import Engine, load_engine
 from .inference.generate import generate
-from .inference.replies import ask, reply, stream_text
-from .inference.sampling import sample
+from .inference.replies import ask, reply, reply_all
+from .inference.sampling import Sampling
+from .inference.text import stream_text
 from .optim import AdamW, cosine_with_warmup
 from .run import delete_state, fit, warm_up
 from .tensor import Tensor, no_grad, op
@@ -41,9 +42,9 @@ from .tokenizer_files import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
 
 __all__ = [
-    "AdamW", "Entry", "GPT2", "GPT2Config", "InstructionSet", "KVCache", "Progress", "Settings", "Tensor", "Turn",
-    "ask", "cli", "collate", "cosine_with_warmup", "decode_one_token", "delete_state", "evaluate", "fit", "generate",
-    "gradcheck", "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
-    "parse_columns", "prefill", "read_entries", "read_with_account", "reply", "sample", "save_model",
-    "save_tokenizer", "save_training_state", "split", "stream_text", "train", "warm_up",
+    "AdamW", "Engine", "Entry", "GPT2", "GPT2Config", "InstructionSet", "Progress", "Sampling", "Settings", "Tensor",
+    "Turn", "ask", "cli", "collate", "cosine_with_warmup", "delete_state", "evaluate", "fit", "generate", "gradcheck",
+    "load_engine", "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
+    "parse_columns", "read_entries", "read_with_account", "reply", "reply_all", "save_model", "save_tokenizer",
+    "save_training_state", "split", "stream_text", "train", "warm_up",
 ]

@@ -17,13 +17,12 @@ import numba
 import numpy as np
 
 from .kernels.adamw import adamw_step
-from .kernels.attention import attention_backward, attention_decode
+from .kernels.attention import attention_backward
 from .kernels.cache import CAN_LOCK
 from .kernels.embedding import embedding_backward
 from .kernels.gelu import gelu_backward
 from .kernels.jit import CACHE_FOLDER
 from .kernels.norm import layer_norm_backward
-from .kernels.one_row import multiply_row
 from .kernels.sums import sum_of_squares, sum_rows
 from .segments import segments_of
 
@@ -45,9 +44,6 @@ def compile_backward_pass() -> None:
     sum_of_squares(row)
     adamw_step(row, row.copy(), row.copy(), row.copy(), 1.0, 0.0, 0.9, 0.999, 1e-8, 0.1, 1)
     (CACHE_FOLDER / DONE).touch()
-    # What generation needs, which comes next in most programs.
-    multiply_row(row, x, False, row.copy(), 64, row[:0])
-    attention_decode(x, x[:, None], x[:, None], 1, 0.5)
 
 
 def begin(dtype: np.dtype) -> None:

@@ -25,15 +25,17 @@ class ProgressMeter:
 
     On a terminal it is tqdm's bar. Elsewhere, or without tqdm, it is a line at most every
     SECONDS_BETWEEN_LINES seconds, so that a log stays readable and short jobs say nothing.
-    total: how many there are; initial: how many of them were done earlier; leave: whether the bar stays.
+    total: how many there are; initial: how many of them were done earlier; leave: whether the bar stays; quiet: show
+    nothing.
     """
 
-    def __init__(self, total: int, description: str, unit: str, *, initial: int = 0, leave: bool = True):
+    def __init__(self, total: int, description: str, unit: str, *, initial: int = 0, leave: bool = True,
+                 quiet: bool = False):
         self.total, self.description, self.unit = total, description, unit
         self.initial = self.done = initial
         self.begin = self.last_line = time.monotonic()
-        self.bar = None
-        if sys.stderr is not None and sys.stderr.isatty():
+        self.bar, self.quiet = None, quiet
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             try:  # imported here, as only people in front of a terminal need it
                 from tqdm import tqdm
             except ImportError:
@@ -60,7 +62,7 @@ class ProgressMeter:
             self.bar.update()
             return
         now = time.monotonic()
-        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+        if not self.quiet and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             passed = now - self.begin
             left = passed / (self.done - self.initial) * (self.total - self.done)

@@ -1,6 +1,7 @@
 """Reading safetensors files as arrays that are views of the mapped file."""
 
 import json
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -68,3 +69,20 @@ def read_tensors(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
     return tensors
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Give back the memory of an array of `read_tensors` that is done with for now; it can still be read.
+
+    Not for arrays that have been changed: what is read again comes from the file.
+    """
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return  # converted from 16 bits, or on a system that has no such thing
+    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < end:
+        owner.madvise(mmap.MADV_DONTNEED, first, end - first)

@@ -10,7 +10,7 @@ from tinyft.kernels.adamw import adamw_step
 from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.matmul import gemm
 from tinyft.segments import segments_of
-from tinyft.tensor import Tensor, no_grad
+from tinyft.tensor import Tensor
 
 from .timing import Table, interleaved, ratios
 
@@ -160,28 +160,6 @@ def loss_by_live_targets(table: Table, rng: np.random.Generator) -> None:
         chunk = min(max(1, int(share * ROWS)), losses.LOGITS_BYTES // (4 * 50257))
         table.add(f"{share:.0%} targets", "ms", tinyft=1000 * seconds,
                   logits_MB=(4e-6 * 50257 * chunk) if share else 0.0, all_logits_MB=4e-6 * 50257 * ROWS)
-
-
-def decode_and_prefill(table: Table, model, tokens: int = 64) -> None:
-    """One prompt through GPT-2 124M, then token by token."""
-    from tinyft import KVCache, decode_one_token, prefill
-
-    table.title("decode", "inference, GPT-2 124M")
-    ids = np.arange(tokens) % 50257
-    cache = KVCache(model.config)
-
-    def read():
-        cache.length = 0
-        prefill(model, ids, cache)
-
-    def decode():
-        cache.length = tokens
-        decode_one_token(model, 7, cache)
-
-    with no_grad():
-        times = interleaved({"prefill": read, "decode": decode}, 3.0)
-    table.add(f"prefill of {tokens} tokens", "ms", tinyft=1000 * times["prefill"])
-    table.add("decoding", "tokens/s", tinyft=1 / times["decode"])
 
 
 def share_threads(torch) -> None:

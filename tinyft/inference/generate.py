@@ -6,36 +6,43 @@ from numbers import Integral
 import numpy as np
 
 from ..gpt2 import GPT2
-from .decoding import KVCache, decode_one_token, prefill
-from .sampling import sample
+from .engine import Engine
+from .sampling import Sampling
+from .scheduler import Request, Scheduler, scheduler_of
 
 
-def generate(model: GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200, stop: int | Iterable[int] | None = None,
+def engine_for(model: Engine | GPT2, max_rows: int = 1) -> Engine:
+    """An engine as it is, or one for a model as its weights are now; that copies them."""
+    return model if isinstance(model, Engine) else Engine(model, max_rows=max_rows)
+
+
+def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200,
+             stop: int | Iterable[int] | None = None, rng: np.random.Generator | None = None,
              **sampling) -> Iterator[int]:
     """The tokens that follow a prompt, each as soon as it is chosen.
 
-    Ends before the token `stop` or any of several, after max_new_tokens, or where the context is full. sampling: as for
-    `sample`. ValueError if the prompt is empty or leaves no room.
+    model: an Engine, or a GPT2, from which an engine is made every time. Ends before the token `stop` or any of
+    several, after max_new_tokens, or where the context is full. rng and sampling: as for `Sampling`; greedy by default.
+    ValueError if the prompt is empty, has unknown tokens, or leaves no room.
     """
-    prompt = np.asarray(list(prompt), np.int64)
-    room = model.config.n_positions - len(prompt)
-    if len(prompt) == 0 or room <= 0:
-        raise ValueError(f"generate: the prompt has {len(prompt)} tokens, expected 1 to "
-                         f"{model.config.n_positions - 1} for this model's context of "
-                         f"{model.config.n_positions}; shorten it")
-    ends = set() if stop is None else {stop} if isinstance(stop, Integral) else set(stop)
-    return _continue(model, prompt, max_new_tokens, ends, sampling)
+    ends = () if stop is None else (stop,) if isinstance(stop, Integral) else stop
+    request = Request(prompt, max_new_tokens=max_new_tokens, ends=ends, sampling=Sampling(**sampling), rng=rng)
+    scheduler = scheduler_of(engine_for(model))
+    scheduler.check(request)
+    return stream(scheduler, request)
 
 
-def _continue(model: GPT2, prompt: np.ndarray, max_new_tokens: int, ends: set[int],
-              sampling: dict) -> Iterator[int]:
-    cache = KVCache(model.config, model.wte.weight.dtype)
-    logits = prefill(model, prompt, cache)
-    for count in range(1, max_new_tokens + 1):
-        token = sample(logits, **sampling)
-        if token in ends:
-            return
-        yield token
-        if count == max_new_tokens or cache.length == model.config.n_positions:
-            return
-        logits = decode_one_token(model, token, cache)
+def stream(scheduler: Scheduler, request: Request) -> Iterator[int]:
+    """Run a request -> its tokens, each as soon as it is chosen; it is cancelled if they are no longer asked for."""
+    given = 0
+    try:
+        scheduler.submit(request)
+        while request.finish_reason is None:
+            scheduler.step()
+            while given < len(request.tokens):
+                given += 1
+                yield request.tokens[given - 1]
+        if request.finish_reason == "error":
+            raise ValueError(request.error)
+    finally:
+        scheduler.cancel(request)

@@ -1,42 +1,98 @@
 """The text side of generation: asked in words, answered in words."""
 
-import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
 
 from ..data.entries import Entry, Turn
 from ..data.prompts import Style, encode_prompt, end_of_reply, find_style
 from ..gpt2 import GPT2
-from ..progress import progress
+from ..progress import ProgressMeter
 from ..tokenizer import Tokenizer
-from .generate import generate
+from .engine import Engine
+from .generate import engine_for
+from .sampling import Sampling
+from .scheduler import Request, scheduler_of
+from .text import TextStream
+
+MANY = 64  # replies that are written at once
 
 
-def stream_text(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Decode tokens as they come. A character whose bytes are spread over tokens waits until it is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        text = decoder.decode(tokenizer.decode_single_token_bytes(token))
-        if text:
-            yield text
-    rest = decoder.decode(b"", final=True)
-    if rest:
-        yield rest
+def run_all(model: Engine | GPT2, tokenizer: Tokenizer, requests: Sequence[Request], *,
+            stop_strings: Sequence[str] = (), what: str = "") -> Iterator[tuple[int, str]]:
+    """Carry out requests together -> (its number, the text of its reply) of each as soon as it has ended.
 
-
-def reply(model: GPT2, tokenizer: Tokenizer, prompt: str | Sequence[int], *, stop: Iterable[int] = (),
-          **options) -> str:
-    """The whole reply to a prompt, text or ids, without surrounding space; options as for `generate`.
-
-    Ends before any of the tokenizer's `stop_tokens`, and of those in `stop`.
+    stop_strings: texts that end a reply. what: progress is shown under this name, if there is one.
+    ValueError names the request that can't be carried out; none is, then.
     """
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    tokens = generate(model, ids, stop=(*tokenizer.stop_tokens, *stop), **options)
-    return "".join(stream_text(tokens, tokenizer)).strip()
+    scheduler = scheduler_of(engine_for(model, max(1, min(MANY, len(requests)))))
+    for number, request in enumerate(requests):
+        try:
+            scheduler.check(request)
+        except ValueError as error:
+            raise ValueError(str(error) if len(requests) == 1 else f"prompt {number + 1}: {error}") from None
+    texts, read = [TextStream(tokenizer, stop_strings) for _ in requests], [0] * len(requests)
+    # In the order of a dictionary, so that prompts with a common beginning come one after the other.
+    for request in sorted(requests, key=lambda request: request.prompt.tolist()):
+        scheduler.submit(request)
+    left = set(range(len(requests)))
+    try:
+        with ProgressMeter(len(requests), what, unit="reply", leave=False, quiet=not what) as meter:
+            while left:
+                scheduler.step()
+                for number in [number for number in left if requests[number].finish_reason
+                               or len(requests[number].tokens) > read[number]]:
+                    request, text = requests[number], texts[number]
+                    for token in request.tokens[read[number] :]:
+                        text.add(token)
+                    read[number] = len(request.tokens)
+                    if text.stopped:
+                        scheduler.cancel(request)
+                        request.finish_reason = "stop"
+                    if request.finish_reason == "error":
+                        raise ValueError(request.error)
+                    if request.finish_reason:
+                        text.finish()
+                        left.remove(number)
+                        meter.update()
+                        yield number, text.text
+    finally:
+        for number in left:
+            scheduler.cancel(requests[number])
 
 
-def ask(model: GPT2, tokenizer: Tokenizer, instruction: str | Sequence[Turn], input: str = "", *,
+def generators_for(rng: np.random.Generator | None, count: int) -> list[np.random.Generator | None]:
+    """A generator for each of several replies, which don't draw in a certain order; for one, rng itself."""
+    return [rng] * count if rng is None or count == 1 else rng.spawn(count)
+
+
+def reply_all(model: Engine | GPT2, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *,
+              max_new_tokens: int | Sequence[int] = 200, stop: Iterable[int] = (), stop_strings: Sequence[str] = (),
+              rng: np.random.Generator | None = None, what: str = "", **sampling) -> list[str]:
+    """The replies to many prompts, text or ids, without surrounding space. They are written together.
+
+    max_new_tokens: for all of them, or for each. A reply ends before any of the tokenizer's `stop_tokens`, of those in
+    `stop`, and of the texts in stop_strings. rng: several replies draw from generators of their own that come from it.
+    what: progress is shown under this name, if there is one. sampling: as for `Sampling`; greedy by default.
+    """
+    lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    settings, ends = Sampling(**sampling), frozenset((*tokenizer.stop_tokens, *stop))
+    generators = generators_for(rng, len(prompts))
+    requests = [Request(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, max_new_tokens=length,
+                        ends=ends, sampling=settings, rng=generator)
+                for prompt, length, generator in zip(prompts, lengths, generators, strict=True)]
+    texts = dict(run_all(model, tokenizer, requests, stop_strings=stop_strings, what=what))
+    return [texts[number].strip() for number in range(len(requests))]
+
+
+def reply(model: Engine | GPT2, tokenizer: Tokenizer, prompt: str | Sequence[int], **options) -> str:
+    """The whole reply to one prompt, text or ids, without surrounding space; options as for `reply_all`."""
+    return reply_all(model, tokenizer, [prompt], **options)[0]
+
+
+def ask(model: Engine | GPT2, tokenizer: Tokenizer, instruction: str | Sequence[Turn], input: str = "", *,
         prompt_style: str | Style | None = None, **options) -> str:
-    """The reply to an instruction, or to a conversation; options as for `generate`.
+    """The reply to an instruction, or to a conversation; options as for `reply_all`.
 
     prompt_style: how it is written down; by default as the tokenizer's chat template says, or Alpaca's way without one.
     """
@@ -48,22 +104,21 @@ def ask(model: GPT2, tokenizer: Tokenizer, instruction: str | Sequence[Turn], in
                  stop=(end_of_reply(style, tokenizer)[1],), **options)
 
 
-def reply_to_all(model: GPT2, tokenizer: Tokenizer, entries: Sequence[Entry], style: Style, what: str,
+def reply_to_all(model: Engine | GPT2, tokenizer: Tokenizer, entries: Sequence[Entry], style: Style, what: str,
                  limit: Callable[[Entry], int]) -> list[str]:
     """A greedy reply of at most limit(entry) tokens to what each entry asks, with progress under the name `what`.
 
     No reply, "", where the prompt leaves no room in the context; a line says how many those are.
     """
-    replies, too_long = [], 0
-    for entry in progress(entries, what, unit="reply"):
-        prompt = encode_prompt(entry.asked, style, tokenizer)
-        if len(prompt) < model.config.n_positions:
-            replies.append(reply(model, tokenizer, prompt, stop=(end_of_reply(style, tokenizer)[1],),
-                                 max_new_tokens=limit(entry)))
-        else:
-            too_long += 1
-            replies.append("")
-    if too_long:
-        print(f"{what}: no reply to {too_long} of {len(entries)}, whose prompts leave no room in the context of "
-              f"{model.config.n_positions} tokens")
+    context = model.config.n_positions
+    prompts = [encode_prompt(entry.asked, style, tokenizer) for entry in entries]
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < context]
+    replies = [""] * len(entries)
+    found = reply_all(model, tokenizer, [prompts[i] for i in fitting], what=what,
+                      max_new_tokens=[limit(entries[i]) for i in fitting], stop=(end_of_reply(style, tokenizer)[1],))
+    for i, text in zip(fitting, found, strict=True):
+        replies[i] = text
+    if len(fitting) < len(entries):
+        print(f"{what}: no reply to {len(entries) - len(fitting)} of {len(entries)}, whose prompts leave no room in "
+              f"the context of {context} tokens")
     return replies

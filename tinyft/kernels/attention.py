@@ -26,7 +26,7 @@ COLUMNS = 128  # that a thread adds up at a time
 
 
 @jit(reorder=True)
-def _weights_from_scores(scores, visible, scale):
+def weights_from_scores(scores, visible, scale):
     """Softmax of scale * scores over the first `visible` keys, 0 for the others, in place; returns lse."""
     seen = scores[:visible]
     top = seen[0]
@@ -72,7 +72,7 @@ def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
         multiply_panels(rows, size * TILE_ROWS, keys, 0, size * tile_columns, size,
                         scores, 0, length, n_rows, last, no_bias, partial_tile, False, False)
         for i in range(n_rows):
-            lse[query + i] = _weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
+            lse[query + i] = weights_from_scores(scores[i * length : i * length + last], first + i + 1, scale)
         pack_rows(scores, 0, length, False, n_rows, last, rows, last * TILE_ROWS)
         multiply_panels(rows, last * TILE_ROWS, values, 0, length * tile_columns, last,
                         flat_out, query * width + column, width, n_rows, size, no_bias, partial_tile, False, False)
@@ -276,35 +276,3 @@ def attention_backward(dout, qkv, heads, segments, scale, lse, threads):
             for block in pieces(counter, (dshared.shape[1] + COLUMNS - 1) // COLUMNS):
                 _add_shared(block, segments, dshared, dqkv)
     return dqkv
-
-
-@jit(reorder=True)
-def _attend_to_cache(query, keys, values, scale, scores, out):
-    """One head of one new token: query (size,), keys and values (T, size), scores (T,) scratch."""
-    for t in range(scores.size):
-        key = keys[t]
-        dot = query.dtype.type(0)
-        for i in range(query.size):
-            dot += query[i] * key[i]
-        scores[t] = dot
-    _weights_from_scores(scores, scores.size, scale)
-    out[:] = 0
-    for t in range(scores.size):
-        weight, value = scores[t], values[t]
-        for i in range(out.size):
-            out[i] += weight * value[i]
-
-
-@jit(parallel=True)
-def attention_decode(query, keys, values, length, scale):
-    """One new token against the first `length` cached ones: (heads, size), (heads, T, size) x 2 -> (heads, size).
-
-    The keys and values of the new token itself already stand at length - 1.
-    """
-    out = np.empty_like(query)
-    scores = np.empty((query.shape[0], length), query.dtype)
-    counter = new_counter()
-    for _ in prange(WORKERS):
-        for head in pieces(counter, query.shape[0]):
-            _attend_to_cache(query[head], keys[head], values[head], query.dtype.type(scale), scores[head], out[head])
-    return out

@@ -21,7 +21,7 @@ BLOCK = 8192  # elements a thread takes at a time
 
 
 @jit(reorder=True)
-def _gelu(x, out):
+def gelu_of(x, out):
     slope, cubic, one = x.dtype.type(TWICE_SQRT_2_OVER_PI), x.dtype.type(CUBIC), x.dtype.type(1)
     for i in range(x.size):
         twice_u = slope * x[i] * (one + cubic * x[i] * x[i])
@@ -36,7 +36,7 @@ def gelu_forward(x):
     for _ in prange(WORKERS):
         for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
             part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-            _gelu(x[part], out[part])
+            gelu_of(x[part], out[part])
     return out
 
 
@@ -131,7 +131,7 @@ def _choose_normal(x):
 
 
 @jit
-def _exact_gelu(x, out):
+def exact_gelu_of(x, out):
     for i in range(x.size):
         distribution, _ = normal(x[i])
         out[i] = x[i] * distribution
@@ -145,7 +145,7 @@ def exact_gelu_forward(x):
     for _ in prange(WORKERS):
         for block in pieces(counter, (x.size + BLOCK - 1) // BLOCK):
             part = slice(block * BLOCK, min(x.size, (block + 1) * BLOCK))
-            _exact_gelu(x[part], out[part])
+            exact_gelu_of(x[part], out[part])
     return out
 
 

@@ -77,7 +77,8 @@ def _ignore_constants(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False, merge: bool = False):
+def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline: bool = False, merge: bool = False,
+        nogil: bool = False):
     """`numba.njit` with tinyft's settings.
 
     A helper whose name begins with an underscore can be called from other kernels alone, unless it is parallel.
@@ -87,6 +88,7 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
     inline: always copied into the caller's machine code, for helpers inside hot loops. These are not kept on disk:
     optimised once more on their way from there into another kernel, their sums would come out in another order than in
     the first.
+    nogil: other threads of Python run meanwhile.
     merge: read as if it stood in the caller, for helpers with one caller: they are not compiled by themselves.
     """
 
@@ -96,6 +98,7 @@ def jit(function=None, *, parallel: bool = False, reorder: bool = False, inline:
             fastmath=REORDER if reorder else False,
             error_model="numpy",  # a division by zero gives inf, as in NumPy, and costs no branch
             boundscheck=False,
+            nogil=nogil,
         )
         if f.__name__.startswith("_") and not parallel:
             options["no_cpython_wrapper"] = options["no_cfunc_wrapper"] = True

@@ -11,7 +11,7 @@ ROWS = 8  # that a thread takes at a time
 
 
 @jit(reorder=True)
-def _normalise_row(x, weight, bias, eps, out):
+def normalise_row(x, weight, bias, eps, out):
     """One row; returns its mean and 1 / standard deviation. Two passes: x may have a large mean."""
     total = x.dtype.type(0)
     for i in range(x.size):
@@ -38,7 +38,7 @@ def layer_norm_forward(x, weight, bias, eps):
     for _ in prange(WORKERS):
         for block in pieces(counter, (x.shape[0] + ROWS - 1) // ROWS):
             for row in range(block * ROWS, min(x.shape[0], (block + 1) * ROWS)):
-                mean[row], rstd[row] = _normalise_row(x[row], weight, bias, eps, out[row])
+                mean[row], rstd[row] = normalise_row(x[row], weight, bias, eps, out[row])
     return out, mean, rstd
 
 

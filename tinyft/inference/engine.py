@@ -1,0 +1,122 @@
+"""The engine: prepared weights, a cache of keys and values allocated once, and one compiled call for a step."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numba import get_num_threads, set_num_threads
+
+from ..checkpoint import load_model_and_tokenizer
+from ..gpt2 import GPT2
+from ..kernels.cached_attention import BLOCK
+from ..kernels.jit import VECTOR_BYTES
+from ..kernels.packing import TILE_ROWS, TILE_VECTORS
+from ..kernels.panels import DEPTH
+from ..kernels.whole_model import Rows, Scratch, run_head, run_model
+from ..safetensors_file import forget_pages
+from ..tokenizer import Tokenizer
+from .weights import bytes_of, prepare, shape_of
+
+# A step of fewer multiply-adds than this is too little work to share: waking another thread costs as much as it helps,
+# and far more where another program keeps that thread waiting.
+SHARED_WORK = 8_000_000
+
+
+@dataclass
+class Span:
+    """New tokens of one sequence, for a step."""
+
+    ids: np.ndarray  # (n,), the new tokens
+    before: int  # how many of its tokens are in the cache
+    blocks: Sequence[int]  # where the sequence stands in the cache, new tokens included
+    keep: int = 1  # of how many of its last new tokens the result is wanted
+
+
+class Engine:
+    """Runs a GPT-2 that isn't trained any more.
+
+    It computes new tokens of many sequences at once, whose keys and values it keeps in blocks of BLOCK tokens. Which
+    blocks belong to whom is the caller's business.
+    """
+
+    def __init__(self, model: GPT2, *, weights: str = "float32", max_rows: int = 64, step_rows: int = 512,
+                 n_blocks: int | None = None, done_with: Callable[[np.ndarray], None] | None = None):
+        """weights: how they are kept, "float32", "bfloat16" or "int8". max_rows: sequences at once. step_rows: tokens
+        in a step. n_blocks: of the cache; by default enough for max_rows sequences of full length, and memory is only
+        taken by those that are used. done_with: see `prepare`.
+        """
+        self.config, self.kept_as = model.config, weights
+        self.weights = prepare(model, weights, done_with)
+        self.weight_bytes = bytes_of(self.weights)
+        self.shape = shape_of(model.config)
+        self.max_rows, self.step_rows = max_rows, step_rows
+        config, dtype = model.config, self.weights.plain.dtype
+        width = TILE_VECTORS * VECTOR_BYTES // dtype.itemsize
+        size = config.n_embd // config.n_head
+        self.blocks_per_sequence = -(-config.n_positions // BLOCK)
+        self.n_blocks = n_blocks or max_rows * self.blocks_per_sequence
+        self.keys = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * size), dtype)
+        self.values = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * -(-size // width) * width), dtype)
+        self.threads = get_num_threads()
+        self.scheduler = None  # see `scheduler_of`
+        inner, padded, longest = self.shape.n_inner, step_rows + TILE_ROWS, -(-config.n_positions // width) * width
+        widest = max(3 * config.n_embd, inner)
+        self.scratch = Scratch(
+            np.zeros(step_rows * config.n_embd, dtype), np.zeros(step_rows * widest, dtype),
+            np.zeros(step_rows * config.n_embd, dtype),
+            np.zeros(padded * max(inner, config.n_embd) + -(-padded // TILE_ROWS) * width, dtype),
+            np.zeros((self.threads, padded * width + DEPTH * width), dtype),
+            np.zeros((self.threads, TILE_ROWS * max(longest, size) + 2 * width), dtype),
+            np.zeros((self.threads, TILE_ROWS * longest), dtype))
+
+    def step(self, spans: Sequence[Span], logits: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Compute new tokens -> hidden (K, C) and logits (K, V) after the tokens to keep, span after span.
+
+        logits: whether they are wanted; without, (0, V).
+        """
+        ids = np.concatenate([span.ids for span in spans]).astype(np.int64)
+        counts = [len(span.ids) for span in spans]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        tables = np.zeros((len(spans), self.blocks_per_sequence), np.int64)
+        for table, span in zip(tables, spans, strict=True):
+            table[: len(span.blocks)] = span.blocks
+        keep = np.concatenate([np.arange(end - span.keep, end) for span, end in zip(spans, starts[1:], strict=True)])
+        before = np.array([span.before for span in spans], np.int64)
+        hidden = np.empty((len(keep), self.config.n_embd), self.keys.dtype)
+        result = np.empty((len(keep) if logits else 0, self.config.vocab_size), self.keys.dtype)
+        with self._threads_for(len(ids)) as threads:
+            run_model(self.shape, self.weights, Rows(ids, starts, before, tables, keep), self.keys, self.values,
+                      hidden.reshape(-1), result.reshape(-1), self.scratch, threads)
+        return hidden, result
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """The output layer: (K, C) of `step` -> (K, V)."""
+        result = np.empty((len(hidden), self.config.vocab_size), hidden.dtype)
+        for first in range(0, len(hidden), self.step_rows):
+            some = slice(first, first + self.step_rows)
+            with self._threads_for(len(hidden[some])) as threads:
+                run_head(self.shape, self.weights, hidden[some].reshape(-1), len(hidden[some]),
+                         result[some].reshape(-1), self.scratch, threads)
+        return result
+
+    @contextmanager
+    def _threads_for(self, rows: int) -> Iterator[int]:
+        """How many threads work on so many rows; no others are woken."""
+        before = get_num_threads()
+        threads = min(before, self.threads) if rows * self.weights.panels.size >= SHARED_WORK else 1
+        set_num_threads(threads)
+        try:
+            yield threads
+        finally:
+            set_num_threads(before)
+
+
+def load_engine(folder: str | os.PathLike, *, weights: str = "float32", **options) -> tuple[Engine, Tokenizer]:
+    """An engine and the tokenizer from a model folder; options as for `Engine`, errors as for `load_model`.
+
+    The folder's file is read through a map of it, and each part is given back when it has been copied.
+    """
+    model, tokenizer = load_model_and_tokenizer(folder)
+    return Engine(model, weights=weights, done_with=forget_pages, **options), tokenizer

@@ -1,0 +1,308 @@
+"""Many replies at once: requests join and leave a running batch (Yu et al., "Orca: A Distributed Serving System for
+Transformer-Based Generative Models", 2022: continuous batching).
+
+Each step of the engine takes one token of every reply that is being written, and as much of waiting prompts as there is
+room for. A reply that ends leaves at once, and its place is taken in the next step.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..kernels.cached_attention import BLOCK
+from ..kernels.loss import log_probabilities
+from .cache import GRAIN, Beginnings, Cache, CachedSequence, common_prefix
+from .engine import Engine, Span
+from .sampling import GREEDY, Chooser, Sampling
+
+# A prompt waits for another one's beginning to be computed if it saves so many tokens.
+WORTH_WAITING = 2 * GRAIN
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural logarithm of a token's probability by the model itself, before temperature and penalties."""
+
+    token: int
+    logprob: float
+    likeliest: int  # the token that the model would have chosen
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens, and theirs
+
+
+class Request:
+    """One reply to make, and what has become of it."""
+
+    def __init__(self, prompt: Sequence[int], *, max_new_tokens: int, ends: Collection[int] = (),
+                 sampling: Sampling = GREEDY, rng: np.random.Generator | None = None,
+                 top_logprobs: int | None = None, scored_from: int | None = None):
+        """ends: tokens that end the reply, and don't belong to it. top_logprobs: None for no log-probabilities, or of
+        how many of the likeliest tokens beside the chosen one. scored_from: also those of the prompt's tokens, from
+        this one on.
+        """
+        self.prompt = np.asarray(list(prompt), np.int64)
+        self.max_new_tokens, self.ends, self.sampling, self.rng = max_new_tokens, frozenset(ends), sampling, rng
+        self.top_logprobs, self.scored_from = top_logprobs, scored_from
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
+        self.error = ""
+        self.n_shared = 0  # tokens of the prompt that another request had read
+
+        if scored_from == 0:
+            self.prompt_logprobs.append(None)  # nothing comes before the first token
+
+    @property
+    def n_read(self) -> int:
+        """How many tokens of the prompt are computed. What comes after the last one matters only for a reply."""
+        return len(self.prompt) - (self.max_new_tokens == 0)
+
+    @property
+    def may_share(self) -> int:
+        """How many tokens of the prompt need not be computed, if another request has.
+
+        The token at i is predicted by what is known after the one at i - 1, which is computed, then.
+        """
+        first_wanted = len(self.prompt) if self.scored_from is None else max(1, self.scored_from)
+        return max(0, min(first_wanted, self.n_read) - 1)
+
+
+@dataclass
+class Counts:
+    """Totals since the scheduler was made."""
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0  # of these, not computed
+    new_tokens: int = 0
+    steps: int = 0
+
+
+class _Job:
+    """A request with what it takes to carry it out."""
+
+    def __init__(self, request: Request, vocab_size: int):
+        prompt = request.prompt.tolist()
+        self.request, self.sequence = request, CachedSequence(prompt)
+        self.chooser = Chooser(request.sampling, prompt, request.ends, vocab_size, request.rng)
+        self.in_step = 0  # how many tokens the step at hand computes of it
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are still to be computed."""
+        return max(0, self.request.n_read - self.sequence.computed)
+
+
+class Scheduler:
+    """Runs requests on an engine. It is for one thread only, and has the engine to itself; see `scheduler_of`."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.cache = Cache(engine)
+        self.counts = Counts()
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Job] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._waiting or self._running)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that have a place in the batch."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self._waiting)
+
+    def check(self, request: Request) -> None:
+        """ValueError for a request whose prompt is empty, has unknown tokens, or leaves no room."""
+        config, prompt = self.engine.config, request.prompt
+        room = config.n_positions - (request.max_new_tokens > 0)
+        if not 1 <= len(prompt) <= room:
+            raise ValueError(f"the prompt has {len(prompt)} tokens, expected 1 to {room} for this model's context of "
+                             f"{config.n_positions}; shorten it")
+        if prompt.min() < 0 or prompt.max() >= config.vocab_size:
+            wrong = prompt.max() if prompt.max() >= config.vocab_size else prompt.min()
+            raise ValueError(f"the prompt has the token {wrong}, expected 0 to {config.vocab_size - 1}")
+        if self._blocks_for(request) > self.engine.n_blocks:
+            raise ValueError(f"the prompt and its reply take {self._blocks_for(request)} blocks of the cache, which "
+                             f"has {self.engine.n_blocks}; ask for fewer tokens, or make an Engine with more n_blocks")
+
+    def submit(self, request: Request) -> None:
+        """Line up a request; ValueError as for `check`."""
+        self.check(request)
+        if request.n_read == 0 or request.max_new_tokens == 0 and request.scored_from is None:
+            request.finish_reason = "length"
+            return
+        self._waiting.append(_Job(request, self.engine.config.vocab_size))
+
+    def cancel(self, request: Request) -> None:
+        """End a request; its place is free at once."""
+        for job in [job for job in (*self._waiting, *self._running) if job.request is request]:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                request.finish_reason = "cancelled"
+            else:
+                self._finish(job, "cancelled")
+
+    def step(self) -> list[Request]:
+        """One step of the engine -> the requests that got a token, or ended."""
+        self._admit()
+        jobs = self._share_out()
+        if not jobs:
+            return []
+        spans = [self._span(job) for job in jobs]
+        places = [(job, job.sequence.computed + job.in_step - span.keep + i)
+                  for job, span in zip(jobs, spans, strict=True) for i in range(span.keep)]
+        at_once = len(places) <= self.engine.max_rows
+        hidden, logits = self.engine.step(spans, logits=at_once)
+        self.counts.steps += 1
+        for job in jobs:
+            was_unread = job.unread
+            job.sequence.computed += job.in_step
+            if was_unread and not job.unread:
+                self.cache.offer(job.sequence)
+        changed = []
+        for first in range(0, len(places), self.engine.max_rows):
+            block = places[first : first + self.engine.max_rows]
+            changed += self._use(block, logits if at_once else self.engine.logits(hidden[first : first + len(block)]))
+        for job in jobs:
+            if job.request.max_new_tokens == 0 and not job.unread:
+                self._finish(job, "length")
+                changed.append(job.request)
+        return changed
+
+    # ---- who takes part
+
+    def _blocks_for(self, request: Request) -> int:
+        return -(-self._longest(request) // BLOCK)
+
+    def _longest(self, request: Request) -> int:
+        """How many tokens a sequence can have in the cache in the end."""
+        return min(len(request.prompt) + request.max_new_tokens, self.engine.config.n_positions)
+
+    def _admit(self) -> None:
+        """Give those that wait a place, as long as there are places and blocks."""
+        reading = Beginnings()  # prompts that are being read
+        for job in self._running:
+            if job.unread:
+                reading.add(job.sequence, len(job.sequence.tokens))
+        rows = sum(job.unread or 1 for job in self._running)
+        put_off: list[_Job] = []
+        while self._waiting and len(self._running) < self.engine.max_rows and rows < self.engine.step_rows:
+            job = self._waiting.popleft()
+            if self._would_gain_by_waiting(job, reading):
+                put_off.append(job)
+                continue
+            shared = self.cache.open(job.sequence, self._longest(job.request), job.request.may_share)
+            if shared is None:
+                put_off.append(job)
+                break
+            job.request.n_shared = shared
+            self.counts.prompt_tokens += len(job.request.prompt)
+            self.counts.shared_tokens += shared
+            self._running.append(job)
+            reading.add(job.sequence, len(job.sequence.tokens))
+            rows += job.unread
+        self._waiting.extendleft(reversed(put_off))
+
+    def _would_gain_by_waiting(self, job: _Job, reading: Beginnings) -> bool:
+        """Whether a prompt that is being read will have much in common with this one that nobody has computed yet."""
+        tokens, most = job.sequence.tokens, job.request.may_share
+        other = reading.find(tokens[:most])
+        if other is None:
+            return False
+        return min(most, common_prefix(tokens, other.tokens)) - self.cache.shared_with(tokens, most)[1] >= WORTH_WAITING
+
+    def _share_out(self) -> list[_Job]:
+        """Decide how many tokens of whom the next step computes: replies first, then prompts, which can be cut."""
+        room = self.engine.step_rows - sum(not job.unread for job in self._running)
+        for job in self._running:
+            job.in_step = min(room, job.unread) if job.unread else 1
+            room -= job.in_step if job.unread else 0
+        return [job for job in self._running if job.in_step]
+
+    def _span(self, job: _Job) -> Span:
+        sequence, request = job.sequence, job.request
+        end = sequence.computed + job.in_step
+        keep = int(end >= request.n_read)
+        if request.scored_from is not None and job.unread:
+            keep = max(keep, end - max(sequence.computed, request.may_share))
+        return Span(np.asarray(sequence.tokens[sequence.computed : end]), sequence.computed, sequence.blocks, keep)
+
+    # ---- what comes of it
+
+    def _use(self, places: Sequence[tuple[_Job, int]], logits: np.ndarray) -> list[Request]:
+        """Take note of what follows tokens, given as (request, position) -> the requests that got a token, or ended."""
+        scored, last = [], []
+        for row, (job, position) in enumerate(places):
+            following = job.request.prompt[position + 1 : position + 2]
+            if len(following):
+                scored.append((row, job.request, following[0]))
+            else:
+                last.append((row, job))
+        if scored:
+            rows, requests, tokens = zip(*scored, strict=True)
+            for request, found in zip(requests, describe(logits[list(rows)], tokens,
+                                                         [request.top_logprobs or 0 for request in requests]),
+                                      strict=True):
+                request.prompt_logprobs.append(found)
+        if last:
+            likeliest = np.argmax(logits, axis=1)
+            for row, job in last:
+                self._add_token(job, logits[row], int(likeliest[row]))
+        return [job.request for _, job in last]
+
+    def _add_token(self, job: _Job, logits: np.ndarray, likeliest: int) -> None:
+        """Choose the next token of a reply."""
+        request, sequence = job.request, job.sequence
+        try:
+            plain = job.chooser.is_plain_greedy and np.isfinite(logits[likeliest])
+            token = likeliest if plain else job.chooser.choose(logits)
+        except ValueError as error:
+            request.error = str(error)
+            return self._finish(job, "error")
+        if token in request.ends:
+            return self._finish(job, "stop")
+        request.tokens.append(token)
+        self.counts.new_tokens += 1
+        if request.top_logprobs is not None:
+            request.logprobs += describe(logits[None], [token], [request.top_logprobs])
+        if len(request.tokens) == request.max_new_tokens or sequence.computed == self.engine.config.n_positions:
+            return self._finish(job, "length")
+        sequence.tokens.append(token)
+
+    def _finish(self, job: _Job, reason: str) -> None:
+        job.request.finish_reason = reason
+        self._running.remove(job)
+        self.cache.close(job.sequence)
+
+
+def scheduler_of(engine: Engine) -> Scheduler:
+    """The scheduler of an engine, one for all that ask."""
+    if engine.scheduler is None:
+        engine.scheduler = Scheduler(engine)
+    return engine.scheduler
+
+
+def describe(logits: np.ndarray, tokens: Sequence[int], n_top: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probabilities of one token a row, and of as many of the likeliest: (R, V), (R,), (R,)."""
+    chosen, likeliest, highest = log_probabilities(logits, np.asarray(tokens, np.int64))
+    return [TokenLogprob(int(token), float(chosen[row]), int(likeliest[row]),
+                         _top(logits[row], n_top[row], float(highest[row] - logits[row, likeliest[row]])))
+            for row, token in enumerate(tokens)]
+
+
+def _top(logits: np.ndarray, n: int, minus_log_total: float) -> tuple[tuple[int, float], ...]:
+    """The n likeliest tokens with their log-probabilities; of equal ones the first."""
+    if n == 0:
+        return ()
+    least = np.partition(logits, -n)[-n] if n < len(logits) else logits.min()
+    candidates = np.flatnonzero(logits >= least)
+    order = candidates[np.argsort(-logits[candidates], kind="stable")][:n]
+    return tuple((int(i), float(logits[i]) + minus_log_total) for i in order)

@@ -1,0 +1,105 @@
+"""How likely a text is by the model: of a continuation, token by token, and of a long text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..gpt2 import GPT2
+from ..progress import ProgressMeter
+from .engine import Engine
+from .generate import engine_for
+from .scheduler import Request, TokenLogprob, scheduler_of
+
+MANY = 64  # texts that are scored at once
+
+
+def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *,
+                             top: int = 0, what: str = "") -> list[list[TokenLogprob]]:
+    """For pairs of a prompt and its continuation, as token ids, what `log_probabilities` gives for each.
+
+    What prompts have in common is computed once, and only the places before a token of a continuation meet the
+    vocabulary. top: how many of the likeliest tokens to list at each. what: progress is shown under this name.
+    ValueError names the pair that has no prompt (give it the end-of-text token), or that the context is too short for.
+    """
+    scheduler = scheduler_of(engine_for(model, max(1, min(MANY, len(pairs)))))
+    requests = []
+    for number, (prompt, continuation) in enumerate(pairs):
+        if not len(prompt):
+            raise ValueError(f"log_probabilities: pair {number} has no prompt, expected at least one token, such as "
+                             "the end-of-text token")
+        request = Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt))
+        try:
+            scheduler.check(request)
+        except ValueError as error:
+            raise ValueError(f"log_probabilities: pair {number}: {error}") from None
+        requests.append(request)
+    # In the order of a dictionary, so that common beginnings come one after the other.
+    for request in sorted(requests, key=lambda request: request.prompt.tolist()):
+        scheduler.submit(request)
+    with ProgressMeter(len(requests), what, unit="text", leave=False, quiet=not what) as meter:
+        left = {request for request in requests if request.finish_reason is None}
+        for _ in range(len(requests) - len(left)):
+            meter.update()
+        while left:
+            for request in left.intersection(scheduler.step()):
+                if request.finish_reason:
+                    left.remove(request)
+                    meter.update()
+    return [request.prompt_logprobs for request in requests]
+
+
+def log_probabilities(model: Engine | GPT2, prompt: Sequence[int], continuation: Sequence[int], *,
+                      top: int = 0) -> list[TokenLogprob]:
+    """log p(token | all before it) for each token of a continuation, and which token would have been the likeliest."""
+    return log_probabilities_of_all(model, [(prompt, continuation)], top=top)[0]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The sum of log-probabilities of some tokens, and which tokens the model would have chosen at each place."""
+
+    log_probability: float
+    likeliest: np.ndarray  # (n_tokens,)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens were scored."""
+        return len(self.likeliest)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability; NaN if no token was scored."""
+        return math.exp(-self.log_probability / self.n_tokens) if self.n_tokens else math.nan
+
+
+def windows(n_tokens: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
+    """Windows (first, scored_from, end) over a text, so that each token but the first is scored once.
+
+    A window scores what the one before has not, with at least `overlap` tokens before it where there are so many.
+    """
+    if not 1 <= overlap < window:
+        raise ValueError(f"windows: overlap is {overlap}, expected 1 to {window - 1} for windows of {window} tokens")
+    found, scored = [], 1
+    while scored < n_tokens:
+        first = 0 if scored == 1 else scored - overlap
+        end = min(n_tokens, first + window)
+        found.append((first, scored, end))
+        scored = end
+    return found
+
+
+def score_text(model: Engine | GPT2, tokens: Sequence[int], *, window: int | None = None, overlap: int | None = None,
+               what: str = "") -> TextScore:
+    """Score a text of any length, all but its first token, by windows of the model's context.
+
+    window: tokens that the model sees at once (default: its context). overlap: how many before the first that a window
+    scores (default: half of it).
+    """
+    window = window or model.config.n_positions
+    parts = windows(len(tokens), window, max(1, window // 2) if overlap is None else overlap)
+    pairs = [(tokens[first:scored], tokens[scored:end]) for first, scored, end in parts]
+    found = [score for scores in log_probabilities_of_all(model, pairs, what=what) for score in scores]
+    return TextScore(math.fsum(score.logprob for score in found),
+                     np.array([score.likeliest for score in found], np.int64))
