@@ -25,6 +25,7 @@ from benchmarks import (  # noqa: E402
     machine,
     peers,
     processes,
+    quality,
     serving,
     starting,
     training,
@@ -35,7 +36,7 @@ from tinyft import cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "decode", "serve", "step", "account", "busy", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "step", "account", "busy", "start")
 CHARTED = ("matmul", "step")
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python")
 EXAMPLES = """\
@@ -122,6 +123,8 @@ def run_part(part: str, table: Table, limits: dict[str, float], torch, options, 
         decoding.measure(table, options.without_torch, threads)
     elif part == "serve":
         serving.measure(table, threads)
+    elif part == "quality":
+        quality.measure(table)
     elif part == "step":
         training.measure(table, options.without_torch, threads)
     elif part == "account":
