@@ -155,7 +155,8 @@ def test_a_prompt_with_a_token_that_the_model_does_not_know(model, token):
         generate(model, [1, token])
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"temperature": float("nan")}])
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0},
+                                     {"top_k": -1}])
 def test_sampling_options_that_make_no_sense(model, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         generate(model, [1], **options)
@@ -274,7 +275,8 @@ def test_prompts_that_cannot_be_answered_are_named_before_any_is(writer, tokeniz
 
 def test_an_error_ends_all_of_a_call_and_nothing_else(tokenizer):
     """What was asked before goes on; nothing of the call is left in the engine."""
-    model = make_model(seed=2, dtype=np.float64, vocab_size=tokenizer.n_vocab, n_positions=70, tie_word_embeddings=False)
+    model = make_model(seed=2, dtype=np.float64, vocab_size=tokenizer.n_vocab, n_positions=70,
+                       tie_word_embeddings=False)
     expected = list(generate(model, [1, 2, 3], max_new_tokens=20))
     bad = next(token for token in range(tokenizer.n_vocab) if token not in expected and token > 3)
     model.wte.weight.data[bad] = np.nan
@@ -341,7 +343,8 @@ def test_replies_to_entries(talker, capsys):
     entries, style = make_entries(5), PROMPT_STYLES["phi3"]
     entries.insert(2, Entry.single("x" * 200, "", "no"))
     replies = reply_to_all(talker, TOKENIZER, entries, style, "test", lambda entry: len(entry.output))
-    assert capsys.readouterr().out == "test: no reply to 1 of 6, whose prompts leave no room in the context of 128 tokens\n"
+    line = "test: no reply to 1 of 6, whose prompts leave no room in the context of 128 tokens\n"
+    assert capsys.readouterr().out == line
     for entry, text in zip(entries, replies, strict=True):
         ids = encode_prompt(entry.asked, style, TOKENIZER)
         assert text == ("" if len(ids) >= 128 else reply(talker, TOKENIZER, ids, max_new_tokens=len(entry.output)))

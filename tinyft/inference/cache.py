@@ -6,7 +6,7 @@ until their room is needed, so that a conversation goes on where it was, and a p
 """
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +62,9 @@ class Cache:
     """Hands out an engine's blocks."""
 
     def __init__(self, engine: Engine, retained_blocks: int | None = None):
-        """retained_blocks: that finished sequences may keep; by default those of four of the longest."""
+        """retained_blocks: that finished sequences may keep, shared ones counted for each; by default those of four of
+        the longest.
+        """
         self._engine = engine
         self._free = list(range(engine.n_blocks))  # a heap: low numbers first, so that little memory is touched
         self._users = [0] * engine.n_blocks
@@ -87,16 +89,17 @@ class Cache:
 
         None if there is no room now. most_shared: of how many tokens keys and values may be another's.
         """
-        donor, shared = self.shared_with(sequence.tokens, most_shared)
-        whole = shared // BLOCK
-        needed = -(-length // BLOCK) - whole
-        taken = donor.blocks[: -(-shared // BLOCK)] if donor else []
-        for block in taken:  # before anything is thrown away for the rest
-            self._users[block] += 1
-        while len(self._free) < needed and self._retained:
-            self._forget_oldest()
-        if len(self._free) < needed:
+        donor, found = self.shared_with(sequence.tokens, most_shared)
+        # A part of a block takes a copy, for which there may be no room beside it.
+        for shared in dict.fromkeys((found, found // BLOCK * BLOCK)):
+            whole, needed = shared // BLOCK, -(-length // BLOCK) - shared // BLOCK
+            taken = donor.blocks[: -(-shared // BLOCK)] if donor else []
+            for block in taken:  # before anything is thrown away for the rest
+                self._users[block] += 1
+            if self._make_room(needed):
+                break
             self._give_back(taken)
+        else:
             return None
         fresh = [heapq.heappop(self._free) for _ in range(needed)]
         for block in fresh:
@@ -109,17 +112,30 @@ class Cache:
         sequence.computed = shared
         return shared
 
+    def _make_room(self, needed: int) -> bool:
+        """Have so many blocks free, if that is possible, by forgetting finished sequences."""
+        if len(self._free) < needed and len(self._free) + self._only_retained() < needed:
+            return False
+        while len(self._free) < needed:
+            self._forget_oldest()
+        return True
+
+    def _only_retained(self) -> int:
+        """How many blocks finished sequences alone use."""
+        uses = Counter(block for sequence in self._retained.values() for block in sequence.blocks)
+        return sum(self._users[block] == count for block, count in uses.items())
+
     def offer(self, sequence: CachedSequence) -> None:
         """Let others take over what is computed of a sequence."""
         self._beginnings.add(sequence, sequence.computed)
 
     def close(self, sequence: CachedSequence) -> None:
         """A sequence is finished: it is kept as long as there is room."""
-        if not sequence.blocks:
-            return
         used = -(-sequence.computed // BLOCK)
         self._give_back(sequence.blocks[used:])
         del sequence.blocks[used:], sequence.tokens[sequence.computed :]
+        if not sequence.blocks:
+            return
         self.offer(sequence)
         self._retained[id(sequence)] = sequence
         while sum(len(kept.blocks) for kept in self._retained.values()) > self._most_retained:

@@ -44,8 +44,8 @@ class Engine:
     def __init__(self, model: GPT2, *, weights: str = "float32", max_rows: int = 64, step_rows: int = 512,
                  n_blocks: int | None = None, done_with: Callable[[np.ndarray], None] | None = None):
         """weights: how they are kept, "float32", "bfloat16" or "int8". max_rows: sequences at once. step_rows: tokens
-        in a step. n_blocks: of the cache; by default enough for max_rows sequences of full length, and memory is only
-        taken by those that are used. done_with: see `prepare`.
+        in a step. n_blocks: of the cache; by default enough for max_rows sequences of full length and one that is
+        finished, and memory is only taken by those that are used. done_with: see `prepare`.
         """
         self.config, self.kept_as = model.config, weights
         self.weights = prepare(model, weights, done_with)
@@ -56,7 +56,7 @@ class Engine:
         width = TILE_VECTORS * VECTOR_BYTES // dtype.itemsize
         size = config.n_embd // config.n_head
         self.blocks_per_sequence = -(-config.n_positions // BLOCK)
-        self.n_blocks = n_blocks or max_rows * self.blocks_per_sequence
+        self.n_blocks = n_blocks or (max_rows + 1) * self.blocks_per_sequence
         self.keys = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * size), dtype)
         self.values = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * -(-size // width) * width), dtype)
         self.threads = get_num_threads()
@@ -74,11 +74,16 @@ class Engine:
     def step(self, spans: Sequence[Span], logits: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Compute new tokens -> hidden (K, C) and logits (K, V) after the tokens to keep, span after span.
 
-        logits: whether they are wanted; without, (0, V).
+        logits: whether they are wanted; without, (0, V). ValueError for spans that the engine has no room for.
         """
+        for span in spans:
+            self._check(span)
         ids = np.concatenate([span.ids for span in spans]).astype(np.int64)
         counts = [len(span.ids) for span in spans]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        if starts[-1] > self.step_rows or ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ValueError(f"Engine.step: {starts[-1]} tokens from {ids.min()} to {ids.max()}, expected at most "
+                             f"{self.step_rows} from 0 to {self.config.vocab_size - 1}")
         tables = np.zeros((len(spans), self.blocks_per_sequence), np.int64)
         for table, span in zip(tables, spans, strict=True):
             table[: len(span.blocks)] = span.blocks
@@ -90,6 +95,18 @@ class Engine:
             run_model(self.shape, self.weights, Rows(ids, starts, before, tables, keep), self.keys, self.values,
                       hidden.reshape(-1), result.reshape(-1), self.scratch, threads)
         return hidden, result
+
+    def _check(self, span: Span) -> None:
+        """What compiled code would take for granted."""
+        end, blocks = span.before + len(span.ids), span.blocks
+        if not (len(span.ids) and 0 <= span.before and end <= self.config.n_positions):
+            raise ValueError(f"Engine.step: {len(span.ids)} tokens after {span.before}, expected at least one and at "
+                             f"most {self.config.n_positions} in all")
+        if len(blocks) * BLOCK < end or len(blocks) > self.blocks_per_sequence:
+            raise ValueError(f"Engine.step: {len(blocks)} blocks for {end} tokens, expected {-(-end // BLOCK)} to "
+                             f"{self.blocks_per_sequence}")
+        if not 0 <= span.keep <= len(span.ids):
+            raise ValueError(f"Engine.step: keep is {span.keep}, expected 0 to {len(span.ids)}, the new tokens")
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """The output layer: (K, C) of `step` -> (K, V)."""

@@ -1,6 +1,7 @@
 """The text side of generation: asked in words, answered in words."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -32,11 +33,11 @@ def run_all(model: Engine | GPT2, tokenizer: Tokenizer, requests: Sequence[Reque
         except ValueError as error:
             raise ValueError(str(error) if len(requests) == 1 else f"prompt {number + 1}: {error}") from None
     texts, read = [TextStream(tokenizer, stop_strings) for _ in requests], [0] * len(requests)
-    # In the order of a dictionary, so that prompts with a common beginning come one after the other.
-    for request in sorted(requests, key=lambda request: request.prompt.tolist()):
-        scheduler.submit(request)
     left = set(range(len(requests)))
     try:
+        # In the order of a dictionary, so that prompts with a common beginning come one after the other.
+        for request in sorted(requests, key=lambda request: request.prompt.tolist()):
+            scheduler.submit(request)
         with ProgressMeter(len(requests), what, unit="reply", leave=False, quiet=not what) as meter:
             while left:
                 scheduler.step()
@@ -75,7 +76,7 @@ def reply_all(model: Engine | GPT2, tokenizer: Tokenizer, prompts: Sequence[str 
     `stop`, and of the texts in stop_strings. rng: several replies draw from generators of their own that come from it.
     what: progress is shown under this name, if there is one. sampling: as for `Sampling`; greedy by default.
     """
-    lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, Integral) else max_new_tokens
     settings, ends = Sampling(**sampling), frozenset((*tokenizer.stop_tokens, *stop))
     generators = generators_for(rng, len(prompts))
     requests = [Request(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, max_new_tokens=length,

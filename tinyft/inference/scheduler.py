@@ -5,9 +5,11 @@ Each step of the engine takes one token of every reply that is being written, an
 room for. A reply that ends leaves at once, and its place is taken in the next step.
 """
 
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from .cache import GRAIN, Beginnings, Cache, CachedSequence, common_prefix
 from .engine import Engine, Span
 from .sampling import GREEDY, Chooser, Sampling
 
+NO_NUMBERS = "the logits are not finite numbers; are the model's weights?"
 # A prompt waits for another one's beginning to be computed if it saves so many tokens.
 WORTH_WAITING = 2 * GRAIN
 
@@ -37,11 +40,21 @@ class Request:
     def __init__(self, prompt: Sequence[int], *, max_new_tokens: int, ends: Collection[int] = (),
                  sampling: Sampling = GREEDY, rng: np.random.Generator | None = None,
                  top_logprobs: int | None = None, scored_from: int | None = None):
-        """ends: tokens that end the reply, and don't belong to it. top_logprobs: None for no log-probabilities, or of
-        how many of the likeliest tokens beside the chosen one. scored_from: also those of the prompt's tokens, from
-        this one on.
+        """max_new_tokens: 0 for scores of the prompt alone. ends: tokens that end the reply, and don't belong to it.
+        rng: for a temperature above 0. top_logprobs: None for no log-probabilities, or of how many of the likeliest
+        tokens beside the chosen one. scored_from: also those of the prompt's tokens, from this one on.
+        ValueError where one of these makes no sense.
         """
-        self.prompt = np.asarray(list(prompt), np.int64)
+        if sampling.temperature > 0 and rng is None:
+            raise ValueError("Request: a temperature above 0 needs a random generator (rng)")
+        ids = np.asarray(list(prompt))
+        if len(ids) and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
+            raise ValueError(f"Request: the prompt is {ids.dtype} {ids.shape}, expected token ids")
+        for name, value in (("max_new_tokens", max_new_tokens), ("top_logprobs", top_logprobs or 0),
+                            ("scored_from", scored_from or 0)):
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(f"Request: {name} is {value!r}, expected a whole number of at least 0")
+        self.prompt = ids.astype(np.int64)
         self.max_new_tokens, self.ends, self.sampling, self.rng = max_new_tokens, frozenset(ends), sampling, rng
         self.top_logprobs, self.scored_from = top_logprobs, scored_from
         self.tokens: list[int] = []
@@ -49,8 +62,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.error = ""
-        self.n_shared = 0  # tokens of the prompt that another request had read
-
+        self.n_shared = 0  # tokens of the prompt that were in the cache already
         if scored_from == 0:
             self.prompt_logprobs.append(None)  # nothing comes before the first token
 
@@ -60,13 +72,17 @@ class Request:
         return len(self.prompt) - (self.max_new_tokens == 0)
 
     @property
+    def n_scored(self) -> int:
+        """How many tokens of the prompt are scored; nothing comes before the first."""
+        return 0 if self.scored_from is None else max(0, len(self.prompt) - max(1, self.scored_from))
+
+    @property
     def may_share(self) -> int:
-        """How many tokens of the prompt need not be computed, if another request has.
+        """How many tokens of the prompt need not be computed, if they are in the cache.
 
         The token at i is predicted by what is known after the one at i - 1, which is computed, then.
         """
-        first_wanted = len(self.prompt) if self.scored_from is None else max(1, self.scored_from)
-        return max(0, min(first_wanted, self.n_read) - 1)
+        return len(self.prompt) - max(1, self.n_scored) - (self.n_scored > 0)
 
 
 @dataclass
@@ -129,6 +145,9 @@ class Scheduler:
         if prompt.min() < 0 or prompt.max() >= config.vocab_size:
             wrong = prompt.max() if prompt.max() >= config.vocab_size else prompt.min()
             raise ValueError(f"the prompt has the token {wrong}, expected 0 to {config.vocab_size - 1}")
+        beyond = [token for token in request.sampling.logit_bias if token >= config.vocab_size]
+        if beyond:
+            raise ValueError(f"logit_bias has the token {beyond[0]}, expected ids from 0 to {config.vocab_size - 1}")
         if self._blocks_for(request) > self.engine.n_blocks:
             raise ValueError(f"the prompt and its reply take {self._blocks_for(request)} blocks of the cache, which "
                              f"has {self.engine.n_blocks}; ask for fewer tokens, or make an Engine with more n_blocks")
@@ -136,8 +155,8 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Line up a request; ValueError as for `check`."""
         self.check(request)
-        if request.n_read == 0 or request.max_new_tokens == 0 and request.scored_from is None:
-            request.finish_reason = "length"
+        if request.max_new_tokens == 0 and request.n_scored == 0:
+            request.finish_reason = "length"  # there is nothing to compute
             return
         self._waiting.append(_Job(request, self.engine.config.vocab_size))
 
@@ -172,7 +191,10 @@ class Scheduler:
             block = places[first : first + self.engine.max_rows]
             changed += self._use(block, logits if at_once else self.engine.logits(hidden[first : first + len(block)]))
         for job in jobs:
-            if job.request.max_new_tokens == 0 and not job.unread:
+            if job.request.error and job.request.finish_reason is None:
+                self._finish(job, "error")
+                changed.append(job.request)
+            elif job.request.max_new_tokens == 0 and not job.unread:
                 self._finish(job, "length")
                 changed.append(job.request)
         return changed
@@ -231,7 +253,7 @@ class Scheduler:
         sequence, request = job.sequence, job.request
         end = sequence.computed + job.in_step
         keep = int(end >= request.n_read)
-        if request.scored_from is not None and job.unread:
+        if request.n_scored and job.unread:
             keep = max(keep, end - max(sequence.computed, request.may_share))
         return Span(np.asarray(sequence.tokens[sequence.computed : end]), sequence.computed, sequence.blocks, keep)
 
@@ -252,6 +274,8 @@ class Scheduler:
                                                          [request.top_logprobs or 0 for request in requests]),
                                       strict=True):
                 request.prompt_logprobs.append(found)
+                if math.isnan(found.logprob):
+                    request.error = NO_NUMBERS
         if last:
             likeliest = np.argmax(logits, axis=1)
             for row, job in last:
@@ -294,15 +318,15 @@ def describe(logits: np.ndarray, tokens: Sequence[int], n_top: Sequence[int]) ->
     """Log-probabilities of one token a row, and of as many of the likeliest: (R, V), (R,), (R,)."""
     chosen, likeliest, highest = log_probabilities(logits, np.asarray(tokens, np.int64))
     return [TokenLogprob(int(token), float(chosen[row]), int(likeliest[row]),
-                         _top(logits[row], n_top[row], float(highest[row] - logits[row, likeliest[row]])))
+                         _top(logits[row], n_top[row], likeliest[row], highest[row]))
             for row, token in enumerate(tokens)]
 
 
-def _top(logits: np.ndarray, n: int, minus_log_total: float) -> tuple[tuple[int, float], ...]:
-    """The n likeliest tokens with their log-probabilities; of equal ones the first."""
+def _top(logits: np.ndarray, n: int, likeliest: int, highest: np.ndarray) -> tuple[tuple[int, float], ...]:
+    """The n likeliest tokens with their log-probabilities, the first of which is `highest`; of equal ones the first."""
     if n == 0:
         return ()
     least = np.partition(logits, -n)[-n] if n < len(logits) else logits.min()
     candidates = np.flatnonzero(logits >= least)
     order = candidates[np.argsort(-logits[candidates], kind="stable")][:n]
-    return tuple((int(i), float(logits[i]) + minus_log_total) for i in order)
+    return tuple((int(i), float((logits[i] - logits[likeliest]) + highest)) for i in order)

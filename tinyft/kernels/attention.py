@@ -25,7 +25,7 @@ QUERY_BLOCK = 4 * TILE_ROWS
 COLUMNS = 128  # that a thread adds up at a time
 
 
-@jit(reorder=True)
+@jit(reorder=True, inline=True)
 def weights_from_scores(scores, visible, scale):
     """Softmax of scale * scores over the first `visible` keys, 0 for the others, in place; returns lse."""
     seen = scores[:visible]

@@ -20,7 +20,7 @@ CUBIC = 0.044715
 BLOCK = 8192  # elements a thread takes at a time
 
 
-@jit(reorder=True)
+@jit(reorder=True, inline=True)
 def gelu_of(x, out):
     slope, cubic, one = x.dtype.type(TWICE_SQRT_2_OVER_PI), x.dtype.type(CUBIC), x.dtype.type(1)
     for i in range(x.size):

@@ -10,7 +10,7 @@ from .sums import PARTS, sum_of_parts, zero_parts
 ROWS = 8  # that a thread takes at a time
 
 
-@jit(reorder=True)
+@jit(reorder=True, inline=True)
 def normalise_row(x, weight, bias, eps, out):
     """One row; returns its mean and 1 / standard deviation. Two passes: x may have a large mean."""
     total = x.dtype.type(0)
