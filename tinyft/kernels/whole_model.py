@@ -30,7 +30,7 @@ from .panels import (
     scales_per_panel,
     weight_at,
 )
-from .pieces import finish, new_counters, pieces, wait_for
+from .pieces import LINE, finish, new_counters, pieces, pieces_in_order, wait_for
 from .simd import lanes_of
 
 # What a product's result is put through.
@@ -40,7 +40,6 @@ QKV, PROJECTION, INNER, OUTER = range(4)
 # Vectors of a block in `Weights.vectors`: the four biases, weight and bias of both norms. Then come those of the last
 # norm, and the table of positions.
 NORM_1, NORM_2, N_VECTORS = 4, 6, 8
-FAR = 16  # counters of two stages lie as far apart, so that they don't share a cache line
 
 
 class Shape(NamedTuple):
@@ -76,6 +75,14 @@ class Rows(NamedTuple):
     keep: np.ndarray  # (K,): the only tokens whose result is wanted, in ascending order
 
 
+class Team(NamedTuple):
+    """The threads of a step, as one of them sees it."""
+
+    counters: np.ndarray  # for each stage a line for each thread, and one for what is finished
+    worker: int
+    threads: int
+
+
 class Scratch(NamedTuple):
     """Room for what flows through the model; row after row, but for `packed`."""
 
@@ -86,6 +93,27 @@ class Scratch(NamedTuple):
     own: np.ndarray  # (threads, elements): tiles of one panel of results, and an expanded panel
     packed_own: np.ndarray  # (threads, elements): attention's rows
     scores: np.ndarray  # (threads, elements): of attention
+
+
+@jit
+def _counters(stages, threads):
+    return new_counters(stages * (threads + 1) * LINE)
+
+
+@jit
+def _taken(team, stage):
+    """Where the counters of a stage begin."""
+    return stage * (team.threads + 1) * LINE
+
+
+@jit
+def _finish(team, stage):
+    finish(team.counters, _taken(team, stage) + team.threads * LINE)
+
+
+@jit
+def _wait_for(team, stage, count):
+    wait_for(team.counters, _taken(team, stage) + team.threads * LINE, count)
 
 
 @jit
@@ -101,29 +129,29 @@ def _group_start(group, depth, like):
 
 
 @jit
-def _pack_stage(counters, stage, source, rows, depth, packed):
+def _pack_stage(team, stage, source, rows, depth, packed):
     """Pack rows for a product."""
-    for group in pieces(counters, _groups(rows), stage * FAR):
+    for group in pieces(team.counters, _groups(rows), _taken(team, stage)):
         n = min(TILE_ROWS, rows - group * TILE_ROWS)
         pack_group(source, group * TILE_ROWS * depth, depth, n, depth, rows_of_group(n), packed,
                    _group_start(group, depth, packed))
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, _groups(rows))
+        _finish(team, stage)
+    _wait_for(team, stage, _groups(rows))
 
 
 @jit
-def _norm_stage(counters, stage, x, rows, width, plain, vectors, epsilon, out, packed):
+def _norm_stage(team, stage, x, rows, width, plain, vectors, epsilon, out, packed):
     """Normalise rows and pack them for a product. vectors: where weight and bias of the norm begin in `plain`."""
     weight, bias = plain[vectors[0] : vectors[0] + width], plain[vectors[1] : vectors[1] + width]
-    for group in pieces(counters, _groups(rows), stage * FAR):
+    for group in pieces(team.counters, _groups(rows), _taken(team, stage)):
         first = group * TILE_ROWS
         n = min(TILE_ROWS, rows - first)
         for row in range(first, first + n):
             normalise_row(x[row * width : (row + 1) * width], weight, bias, epsilon,
                           out[row * width : (row + 1) * width])
         pack_group(out, first * width, width, n, width, rows_of_group(n), packed, _group_start(group, width, packed))
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, _groups(rows))
+        _finish(team, stage)
+    _wait_for(team, stage, _groups(rows))
 
 
 @jit(merge=True)
@@ -172,102 +200,102 @@ def _multiply_panel(weights, start, scales_start, depth, packed, rows, tiles, ex
 
 
 @jit
-def _product_stage(counters, stage, weights, matrix, depth, columns, bias, packed, rows, out, kind, own):
+def _product_stage(team, stage, weights, matrix, depth, columns, bias, packed, rows, out, kind, own):
     """out = rows times a matrix, plus a bias, and then what `kind` says. out: flat, (rows, columns)."""
     width = TILE_VECTORS * lanes_of(out)
     count, per_panel = (columns + width - 1) // width, depth * items_per_k(weights.panels, out)
     start, scales_start = weights.matrices[matrix, 0], weights.matrices[matrix, 1]
     tiles, expanded = own[: (rows + TILE_ROWS) * width], own[own.size - DEPTH * width :]
-    for panel in pieces(counters, count, stage * FAR):
+    for panel in pieces_in_order(team.counters, count, _taken(team, stage), team.worker, team.threads):
         left = panel * width
         n_columns = min(width, columns - left)
         _multiply_panel(weights, start + panel * per_panel,
                         scales_start + panel * scales_per_panel(weights.panels, depth, width),
                         depth, packed, rows, tiles, expanded)
         _end(tiles, rows, width, n_columns, bias[left : left + n_columns], out, left, columns, kind)
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, count)
+        _finish(team, stage)
+    _wait_for(team, stage, count)
 
 
 @jit(merge=True)
-def _embedding_stage(counters, stage, shape, weights, rows, x):
+def _embedding_stage(team, stage, shape, weights, rows, x):
     """x = the tokens' rows of the token table, which is kept as panels, plus those of their positions."""
     width, table = shape.n_embd, 4 * shape.n_layer
     positions = weights.vectors[N_VECTORS * shape.n_layer + 2]
-    for sequence in pieces(counters, rows.before.size, stage * FAR):
+    for sequence in pieces(team.counters, rows.before.size, _taken(team, stage)):
         for row in range(rows.starts[sequence], rows.starts[sequence + 1]):
             place = positions + (rows.before[sequence] + row - rows.starts[sequence]) * width
             for k in range(width):
                 x[row * width + k] = weights.plain[place + k] + weight_at(
                     weights.panels, weights.matrices[table, 0], weights.scales, weights.matrices[table, 1],
                     width, k, rows.ids[row], x)
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, rows.before.size)
+        _finish(team, stage)
+    _wait_for(team, stage, rows.before.size)
 
 
 @jit
-def _attention_stage(counters, stage, heads, scale, rows, qkv, keys, values, mixed, packed, scores, partial_tile):
+def _attention_stage(team, stage, heads, scale, rows, qkv, keys, values, mixed, packed, scores, partial_tile):
     """Keep keys and values of the new tokens, and mix."""
     count = rows.before.size * heads
-    for task in pieces(counters, count, stage * FAR):
+    for task in pieces(team.counters, count, _taken(team, stage)):
         sequence, head = task // heads, task % heads
         first = rows.starts[sequence]
         attend_to_cache(qkv, first, rows.starts[sequence + 1] - first, heads, head, rows.before[sequence], scale,
                         rows.tables[sequence], keys, values, mixed, packed, scores, partial_tile)
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, count)
+        _finish(team, stage)
+    _wait_for(team, stage, count)
 
 
 @jit(merge=True)
-def _keep_stage(counters, stage, keep, width, x, mixed):
+def _keep_stage(team, stage, keep, width, x, mixed):
     """Move the tokens whose result is wanted to the front; the others are done with."""
-    for _ in pieces(counters, 1, stage * FAR):
+    for _ in pieces(team.counters, 1, _taken(team, stage)):
         for i in range(keep.size):
             for j in range(width):
                 x[i * width + j] = x[keep[i] * width + j]
                 mixed[i * width + j] = mixed[keep[i] * width + j]
-        finish(counters, stage * FAR + 1)
-    wait_for(counters, stage * FAR + 1, 1)
+        _finish(team, stage)
+    _wait_for(team, stage, 1)
 
 
 @jit
-def _head_stages(counters, stage, shape, weights, packed, rows, logits, own):
+def _head_stages(team, stage, shape, weights, packed, rows, logits, own):
     """Rows that are packed times the output layer."""
-    _product_stage(counters, stage, weights, 4 * shape.n_layer + 1, shape.n_embd, shape.vocab_size,
+    _product_stage(team, stage, weights, 4 * shape.n_layer + 1, shape.n_embd, shape.vocab_size,
                    weights.plain[:0], packed, rows, logits, PLAIN, own)
 
 
 @jit
-def _run(counters, shape, weights, rows, keys, values, hidden, logits, scratch, own, packed_own, scores):
+def _run(team, shape, weights, rows, keys, values, hidden, logits, scratch, own, packed_own, scores):
     """What one thread does."""
     width, inner, n = shape.n_embd, shape.n_inner, rows.ids.size
     x, wide, narrow, packed, plain = scratch.x, scratch.wide, scratch.narrow, scratch.packed, weights.plain
     epsilon, stage = shape.epsilon, 0
-    _embedding_stage(counters, stage, shape, weights, rows, x)
+    _embedding_stage(team, stage, shape, weights, rows, x)
     for layer in range(shape.n_layer):
         matrix, vector = 4 * layer, weights.vectors[N_VECTORS * layer : N_VECTORS * (layer + 1)]
-        _norm_stage(counters, stage + 1, x, n, width, plain, vector[NORM_1:], epsilon, narrow, packed)
-        _product_stage(counters, stage + 2, weights, matrix + QKV, width, 3 * width,
+        _norm_stage(team, stage + 1, x, n, width, plain, vector[NORM_1:], epsilon, narrow, packed)
+        _product_stage(team, stage + 2, weights, matrix + QKV, width, 3 * width,
                        plain[vector[QKV] : vector[QKV] + 3 * width], packed, n, wide, PLAIN, own)
-        _attention_stage(counters, stage + 3, shape.n_head, weights.attention_scales[layer], rows, wide,
+        _attention_stage(team, stage + 3, shape.n_head, weights.attention_scales[layer], rows, wide,
                          keys[layer], values[layer], narrow, packed_own, scores, own)
         if layer == shape.n_layer - 1 and rows.keep.size < n:
-            _keep_stage(counters, stage + 4, rows.keep, width, x, narrow)
+            _keep_stage(team, stage + 4, rows.keep, width, x, narrow)
             n = rows.keep.size
-        _pack_stage(counters, stage + 5, narrow, n, width, packed)
-        _product_stage(counters, stage + 6, weights, matrix + PROJECTION, width, width,
+        _pack_stage(team, stage + 5, narrow, n, width, packed)
+        _product_stage(team, stage + 6, weights, matrix + PROJECTION, width, width,
                        plain[vector[PROJECTION] : vector[PROJECTION] + width], packed, n, x, RESIDUAL, own)
-        _norm_stage(counters, stage + 7, x, n, width, plain, vector[NORM_2:], epsilon, narrow, packed)
-        _product_stage(counters, stage + 8, weights, matrix + INNER, width, inner,
+        _norm_stage(team, stage + 7, x, n, width, plain, vector[NORM_2:], epsilon, narrow, packed)
+        _product_stage(team, stage + 8, weights, matrix + INNER, width, inner,
                        plain[vector[INNER] : vector[INNER] + inner], packed, n, wide, shape.activation, own)
-        _pack_stage(counters, stage + 9, wide, n, inner, packed)
-        _product_stage(counters, stage + 10, weights, matrix + OUTER, inner, width,
+        _pack_stage(team, stage + 9, wide, n, inner, packed)
+        _product_stage(team, stage + 10, weights, matrix + OUTER, inner, width,
                        plain[vector[OUTER] : vector[OUTER] + width], packed, n, x, RESIDUAL, own)
         stage += 10
     last = weights.vectors[N_VECTORS * shape.n_layer :]
-    _norm_stage(counters, stage + 1, x, n, width, plain, last, epsilon, hidden, packed)
+    _norm_stage(team, stage + 1, x, n, width, plain, last, epsilon, hidden, packed)
     if logits.size > 0:
-        _head_stages(counters, stage + 2, shape, weights, packed, n, logits, own)
+        _head_stages(team, stage + 2, shape, weights, packed, n, logits, own)
 
 
 @jit(parallel=True, nogil=True)
@@ -277,21 +305,21 @@ def run_model(shape, weights, rows, keys, values, hidden, logits, scratch, threa
     keys, values: the cache, (n_layer, blocks, n_head, elements) as `cached_attention.py` has it; those of the new
     tokens are put there.
     """
-    counters = new_counters(FAR * (10 * shape.n_layer + 3))
+    counters = _counters(10 * shape.n_layer + 3, threads)
     for worker in prange(threads):
-        _run(counters, shape, weights, rows, keys, values, hidden, logits, scratch,
+        _run(Team(counters, worker, threads), shape, weights, rows, keys, values, hidden, logits, scratch,
              scratch.own[worker], scratch.packed_own[worker], scratch.scores[worker])
 
 
 @jit(merge=True)
-def _run_head(counters, shape, weights, hidden, rows, logits, scratch, own):
-    _pack_stage(counters, 0, hidden, rows, shape.n_embd, scratch.packed)
-    _head_stages(counters, 1, shape, weights, scratch.packed, rows, logits, own)
+def _run_head(team, shape, weights, hidden, rows, logits, scratch, own):
+    _pack_stage(team, 0, hidden, rows, shape.n_embd, scratch.packed)
+    _head_stages(team, 1, shape, weights, scratch.packed, rows, logits, own)
 
 
 @jit(parallel=True, nogil=True)
 def run_head(shape, weights, hidden, rows, logits, scratch, threads):
     """The output layer alone: hidden, flat (rows, C), into logits, flat (rows, V)."""
-    counters = new_counters(FAR * 2)
+    counters = _counters(2, threads)
     for worker in prange(threads):
-        _run_head(counters, shape, weights, hidden, rows, logits, scratch, scratch.own[worker])
+        _run_head(Team(counters, worker, threads), shape, weights, hidden, rows, logits, scratch, scratch.own[worker])
