@@ -9,7 +9,7 @@ Reading order:
   tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
   data/            from files of any kind to entries, conversations as text, batches with masks
   optim.py, train.py              AdamW and the training loop
-  inference/, scoring.py          caches, generation, replies, and how good they are
+  inference/       replies to one prompt or many, how likely texts are, a server; scoring.py: how good replies are
   checkpoint.py    model folders that other tools read, with model_config.py, weight_names.py,
                    safetensors_file.py, hub.py, files.py
   run.py, report.py, progress.py, memory.py   a whole run: the loop, what a person sees of it, the files it leaves
