@@ -237,7 +237,7 @@ def _embedding_stage(team, stage, shape, weights, rows, x):
 def _attention_stage(team, stage, heads, scale, rows, qkv, keys, values, mixed, packed, scores, partial_tile):
     """Keep keys and values of the new tokens, and mix."""
     count = rows.before.size * heads
-    for task in pieces(team.counters, count, _taken(team, stage)):
+    for task in pieces_in_order(team.counters, count, _taken(team, stage), team.worker, team.threads):
         sequence, head = task // heads, task % heads
         first = rows.starts[sequence]
         attend_to_cache(qkv, first, rows.starts[sequence + 1] - first, heads, head, rows.before[sequence], scale,
