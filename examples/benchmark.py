@@ -37,7 +37,7 @@ from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
 PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "step", "account", "busy", "start")
-CHARTED = ("matmul", "step")
+CHARTED = ("matmul", "step", "decode")
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python")
 EXAMPLES = """\
   python examples/benchmark.py
@@ -58,7 +58,7 @@ def parse_arguments():
     parser.add_argument("--json", type=cli.file_to_write, metavar="FILE",
                         help="write all numbers there, after every part")
     parser.add_argument("--chart", type=cli.file_to_write, metavar="FILE.png",
-                        help="draw training steps and matrix products there; needs matplotlib")
+                        help="draw training steps, matrix products and writing there; needs matplotlib")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="saved",
                         help="draw the --chart from numbers that --json wrote, and measure nothing")
     parser.add_argument("--without-torch", action="store_true", help="leave PyTorch out even if it is installed")
@@ -76,7 +76,7 @@ def check(options) -> None:
     if options.saved and (options.only or options.json or options.without_torch):
         raise ValueError("--from measures nothing: leave out --only, --json and --without-torch")
     if options.chart and options.only and not set(CHARTED) & set(options.only):
-        raise ValueError(f"--chart shows the parts {' and '.join(CHARTED)}: add one of them with --only")
+        raise ValueError(f"--chart shows the parts {', '.join(CHARTED)}: add one of them with --only")
 
 
 def import_torch():

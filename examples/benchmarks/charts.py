@@ -12,8 +12,9 @@ from .processes import PREFIX
 OURS, OTHERS, INK = "#1f6fb4", "#c3c7cc", "#333333"
 DTYPES = {"float32": "", "bfloat16": "_bf16"}  # and the end of a peer's name that goes with it
 NAMES = {"transformers": "transformers", "chapter7": "LLMs-from-scratch", "jax": "JAX"}
-ARITHMETIC = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX"}
+ARITHMETIC = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "llama-cpp-python": "llama-cpp-python"}
 LEARNED = {"shared_full": "prompts learned", "shared_masked": "prompts masked"}
+WRITTEN = {"weights in 32 bits": ("float32", "F32"), "16 bits": ("bfloat16", "F16"), "8 bits": ("int8", "Q8_0")}
 Bars = dict[str, dict[str, float]]  # heading -> peer -> length of its bar
 
 
@@ -50,6 +51,20 @@ def _matmul_bars(rows: list[dict]) -> Bars:
     totals = {row["what"].split()[-1]: row for row in rows if row["table"] == "matmul_total"}
     return {dtype: {peer: totals[dtype][peer + end] for peer in ("tinyft", "NumPy", "PyTorch")
                     if peer + end in totals.get(dtype, {})} for dtype, end in DTYPES.items()}
+
+
+def _writing_bars(rows: list[dict]) -> Bars:
+    """Tokens/s of one reply, by how many bits the weights have."""
+    written = [row for row in rows if row["table"] == "decode" and "decoding" in row]
+    return {heading: {row["what"].rsplit(" ", 1)[0]: row["decoding"] for row in written
+                      if row["what"].rsplit(" ", 1)[1] in forms and "generate" not in row["what"]}
+            for heading, forms in WRITTEN.items()}
+
+
+def _bounds(rows: list[dict]) -> dict[str, float]:
+    """Tokens/s if all that tinyft does is to read its weights once for each."""
+    ours = {row["what"]: row.get("bound") for row in rows if row["table"] == "decode"}
+    return {heading: ours[f"tinyft {forms[0]}"] for heading, forms in WRITTEN.items() if f"tinyft {forms[0]}" in ours}
 
 
 def _height(bars: Bars) -> float:
@@ -109,32 +124,46 @@ def _draw_matmul(axes, bars: Bars, peak: float) -> None:
     _clean(axes, f"Matrix products, GFLOP/s: more is better\nall of a training step with {ROWS:,} rows")
 
 
+def _draw_writing(axes, bars: Bars, bounds: dict[str, float]) -> None:
+    """Speeds behind the bars, and a line where all weights are read once for a token."""
+    for heading, at in _draw_bars(axes, bars).items():
+        for peer, y in at.items():
+            axes.text(bars[heading][peer], y, f" {bars[heading][peer]:.0f}", va="center", color=INK)
+        if heading in bounds:
+            axes.plot([bounds[heading]] * 2, [min(at.values()) - 0.5, max(at.values()) + 0.5], color=INK, linewidth=1,
+                      linestyle=(0, (4, 3)))
+    axes.set_xlim(0, 1.15 * max(bounds.values()))
+    _clean(axes, "GPT-2 124M writes, tokens/s: more is better\none reply; dashed: to read all weights once a token")
+
+
 def _footer(numbers: dict) -> str:
     """Under what conditions; the versions of those who do the arithmetic."""
     versions = numbers.get("versions", {})
     shown = ", ".join(f"{name} {versions[package]}" for package, name in ARITHMETIC.items() if package in versions)
     threads = numbers.get("threads", "?")
     cpu = numbers.get("cpu", {}).get("name", "CPU")
-    return f"Steps: rows of 40 to 75 tokens. {threads} threads on {cpu}.\n{shown}"
+    return f"Steps: rows of 40 to 75 tokens. Replies: 128 tokens after 64.\n{threads} threads on {cpu}.\n{shown}"
 
 
 def draw(numbers: dict, path: Path) -> None:
-    """One panel or both, as far as there are numbers. ValueError if there are none."""
+    """A panel for each part of which there are numbers. ValueError if there are none."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = numbers["rows"]
-    training, matmul = _training_bars(rows), _matmul_bars(rows)
-    panels = [bars for bars in (training, matmul) if any(bars.values())]
+    training, matmul, writing = _training_bars(rows), _matmul_bars(rows), _writing_bars(rows)
+    panels = [bars for bars in (training, matmul, writing) if any(bars.values())]
     if not panels:
-        raise ValueError("--chart: there are no numbers of the parts matmul and step to draw")
+        raise ValueError("--chart: there are no numbers of the parts matmul, step and decode to draw")
     with rc_context({"font.size": 9.5}):
-        height = max(map(_height, panels))  # of both panels, so that all bars are equally thick
+        height = max(map(_height, panels))  # of all panels, so that all bars are equally thick
         figure = Figure(figsize=(4.7 * len(panels), 1 + 0.22 * height), dpi=200, layout="constrained")
         for bars, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             axes.set_ylim(height - 0.6, -0.6)
             if bars is training:
                 _draw_training(axes, bars)
+            elif bars is writing:
+                _draw_writing(axes, bars, _bounds(rows))
             else:
                 _draw_matmul(axes, bars, next(row["measured"] for row in rows if row["what"] == PEAK))
         figure.supxlabel(_footer(numbers), x=0.01, ha="left", fontsize=7.5, color="#777777")
