@@ -17,9 +17,9 @@ from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, end_of_reply, find
 from tinyft.files import replacing
 from tinyft.hub import find_model
 from tinyft.inference.chat import Chat, ContextFull
-from tinyft.inference.generate import stream
-from tinyft.inference.prompt_files import read_prompts
-from tinyft.inference.replies import MANY, generators_for, run_all
+from tinyft.inference.generate import MANY, generate, stream
+from tinyft.inference.prompt_files import check_text, read_prompts
+from tinyft.inference.replies import generators_for, run_all
 from tinyft.inference.scheduler import Request, TokenLogprob, scheduler_of
 from tinyft.inference.text import TextStream
 from tinyft.inference.weights import KEPT_AS
@@ -102,6 +102,8 @@ def check(options) -> None:
         raise ValueError("--input and --system stand in the lines of --prompts")
     if options.output and not options.prompts:
         raise ValueError("--output is for the replies to --prompts")
+    if options.output and options.output.resolve() == options.prompts.resolve():
+        raise ValueError(f"--output {options.output} would replace the prompts; choose another name")
 
 
 def sampling_of(options) -> Sampling:
@@ -158,7 +160,7 @@ class Stopwatch:
             yield token
 
     def say(self, request: Request) -> None:
-        """On stderr."""
+        """Print that on stderr."""
         if len(self.times) < 2:
             return
         first, last = self.times[0], self.times[-1]
@@ -171,7 +173,7 @@ class Stopwatch:
 def answer_one(options, engine, tokenizer, style) -> None:
     """Print the reply to one prompt as it comes; several, or --json, when they are complete."""
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
-    if not text.strip():
+    if not check_text(text, "the prompt").strip():
         raise ValueError("the prompt is empty")
     system = (Turn("system", options.system),) if options.system else ()
     requests = requests_for(options, tokenizer, style, [((*system, Turn("user", text, options.input)), text)])
@@ -212,7 +214,8 @@ def answer_file(options, engine, tokenizer, style) -> None:
                 while written in texts:
                     request, text = requests[written], texts.pop(written)
                     found = (as_json(request, text, tokenizer) if options.json else
-                             {"reply": text.strip(), "finish_reason": request.finish_reason})
+                             {"reply": text if options.raw else text.strip(),
+                              "finish_reason": request.finish_reason})
                     record = asked[written // options.samples].record | found
                     print(json.dumps(record, ensure_ascii=False), file=file, flush=not path)
                     written += 1
@@ -249,12 +252,15 @@ def answer_chat(options, engine, tokenizer, style) -> None:
         elif said.startswith("/"):
             print(CHAT_HELP, file=sys.stderr)
         elif said:
-            say(options, chat, said)
+            try:
+                say(options, chat, check_text(said, "the message"))
+            except ValueError as error:
+                print(f"({error})", file=sys.stderr)
 
 
 def say(options, chat: Chat, said: str) -> None:
     """One question and its reply."""
-    watch = Stopwatch()
+    watch, pieces = Stopwatch(), None
     try:
         pieces = chat.say(said)
         if chat.forgotten:
@@ -263,11 +269,11 @@ def say(options, chat: Chat, said: str) -> None:
             print(piece, end="", flush=True)
         print()
     except ContextFull as error:
-        print(f"({error}; /reset begins a new conversation, and --on-overflow slide forgets the oldest turns)",
-              file=sys.stderr)
+        print(f"({error}; see /reset and --on-overflow slide)" if chat.turns else f"({error})", file=sys.stderr)
         return
     except KeyboardInterrupt:
-        pieces.close()
+        if pieces:
+            pieces.close()
         print(" (cut short)", file=sys.stderr)
         return
     if chat.request.finish_reason == "length":
@@ -287,6 +293,8 @@ def main() -> None:
     rows = MANY if options.prompts else min(MANY, options.samples)
     engine, tokenizer = load_engine(find_model(options.model), weights=options.weights, max_rows=rows)
     style = None if options.raw else find_style(tokenizer, options.prompt_style)
+    if options.stats:  # the time to compile kernels is not the model's
+        list(generate(engine, [tokenizer.eot_token], max_new_tokens=2))
     if options.chat:
         answer_chat(options, engine, tokenizer, style)
     elif options.prompts:

@@ -93,11 +93,15 @@ def check_access(host: str, key: str | None) -> str | None:
 
 
 def warm_up(scheduler: Scheduler, token: int) -> None:
-    """Make two short replies, so that no client waits for kernels to be compiled."""
+    """Make short replies, and score a prompt, so that no client waits for kernels to be compiled."""
     for length in (1, 2):
         scheduler.submit(Request([token] * length, max_new_tokens=WARM_UP_TOKENS))
+    many = min(scheduler.engine.config.n_positions - 1, scheduler.engine.max_rows + 2)
+    scheduler.submit(Request([token] * many, max_new_tokens=1, top_logprobs=1, scored_from=1))
     while not scheduler.idle:
-        scheduler.step()
+        failed = [request.error for request in scheduler.step() if request.error]
+        if failed:
+            raise ValueError(f"this model can't be served: {failed[0]}")
 
 
 if __name__ == "__main__":

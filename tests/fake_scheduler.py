@@ -61,6 +61,9 @@ class FakeScheduler:
     def submit(self, request: Request) -> None:
         if len(request.prompt) + request.max_new_tokens > CONTEXT:
             raise ValueError("the fake's context is full")
+        if request.max_new_tokens == 0 and request.n_scored == 0:
+            request.finish_reason = "length"
+            return
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:

@@ -188,11 +188,13 @@ def test_replies_to_a_file_of_prompts(model_folder, loaded, tmp_path):
 
 @pytest.mark.parametrize("line, said", [
     ("Say word.", "line 2: no JSON"),
-    ("[1]", "line 2: list, expected a text, or an object"),
+    ("[1]", "line 2: [1], expected a text, or an object"),
     ('{"text": "x"}', "line 2: the keys are 'text', expected a text, or an object"),
     ('{"instruction": ""}', "line 2: 'instruction' is \"\", expected a text"),
     ('{"messages": []}', "line 2: 'messages' is no list of messages"),
     ('{"messages": [{"content": "x"}]}', "line 2: a message has no role"),
+    ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 2: the last message is the assistant's"),
+    (r'"a\ud800"', "line 2: 'prompt' is not UTF-8 text (character 2)"),
 ])
 def test_a_line_that_asks_nothing(line, said, model_folder, tmp_path):
     (tmp_path / "in.jsonl").write_text(f'"Say word."\n{line}\n', encoding="utf-8")
@@ -251,7 +253,7 @@ def test_a_conversation_that_forgets(loaded):
         assert len(chat.request.prompt) + 8 <= 128
         assert chat.turns[-2] == Turn("user", f"Say word {i}.")
     assert forgotten[0] == 0 and max(forgotten) >= 2
-    with pytest.raises(ContextFull, match="the message has"):
+    with pytest.raises(ContextFull, match="the message has .* shorten it"):
         chat.say("word " * 300)
     assert len(chat.turns) >= 2, "what was said stays"
 

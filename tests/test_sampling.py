@@ -501,7 +501,7 @@ def test_logits_that_are_no_numbers(place, wrong, temperature, dtype):
     logits[place] = wrong
     made = chooser(temperature=temperature, rng=Fixed(0.5))
     for ask in (made.choose, made.probabilities):
-        with pytest.raises(ValueError, match="choose: the logits are not finite numbers; are the model's weights?"):
+        with pytest.raises(ValueError, match="the logits are not finite numbers, so the weights can't be"):
             ask(logits)
 
 

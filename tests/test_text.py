@@ -188,13 +188,13 @@ def test_only_what_may_become_a_stop_string_is_held_back(text, stop):
 
 
 def test_an_empty_stop_string():
-    with pytest.raises(ValueError, match="TextStream: stop has '' in it, expected texts of at least one character"):
+    with pytest.raises(ValueError, match="stop has '' in it, expected texts of at least one character"):
         TextStream(Pieces([]), ["a", ""])
 
 
 @pytest.mark.parametrize("wrong", [[b"a"], [3], ["a", None]])
 def test_a_stop_string_that_is_no_text(wrong):
-    with pytest.raises(ValueError, match="TextStream: stop has .* in it, expected texts"):
+    with pytest.raises(ValueError, match="stop has .* in it, expected texts"):
         TextStream(Pieces([]), wrong)
 
 

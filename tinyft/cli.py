@@ -131,7 +131,8 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        sys.exit("error: not enough memory; try a smaller --micro-batch-size or --max-length, or a smaller model")
+        sys.exit("error: not enough memory; try a smaller model, or less of what --help offers: --micro-batch-size and "
+                 "--max-length in training, --max-rows in serving")
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("TINYFT_DEBUG", "0") not in ("", "0"):
             raise

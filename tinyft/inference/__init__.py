@@ -6,6 +6,7 @@
   sampling.py      which token comes next
   scheduler.py     requests join and leave a running batch
   generate.py, replies.py, text.py, chat.py    one prompt or many, as tokens or as text; a conversation
+  prompt_files.py  prompts from a file
   scores.py        log-probabilities and perplexity
-  service.py, protocol.py, server.py           OpenAI's protocol over HTTP
+  service.py, protocol.py, answers.py, server.py    OpenAI's protocol over HTTP
 """

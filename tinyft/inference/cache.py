@@ -36,21 +36,25 @@ class Beginnings:
     """Finds the sequence that has most tokens in common with another at its beginning."""
 
     def __init__(self):
-        self._sequences: dict[bytes, CachedSequence] = {}
+        self._sequences: dict[bytes, dict[int, CachedSequence]] = {}  # by beginning, and then by id
 
     def add(self, sequence: CachedSequence, count: int) -> None:
-        """Let the first `count` tokens of a sequence be found; of two that begin alike the later one is."""
-        self._sequences.update(dict.fromkeys(_beginnings(sequence.tokens[:count]), sequence))
+        """Let the first `count` tokens of a sequence be found."""
+        for key in _beginnings(sequence.tokens[:count]):
+            self._sequences.setdefault(key, {})[id(sequence)] = sequence
 
     def remove(self, sequence: CachedSequence) -> None:
         """Have a sequence not found any more."""
         for key in _beginnings(sequence.tokens):
-            if self._sequences.get(key) is sequence:
-                del self._sequences[key]
+            alike = self._sequences.get(key, {})
+            alike.pop(id(sequence), None)
+            if not alike:
+                self._sequences.pop(key, None)
 
     def find(self, tokens: Sequence[int]) -> CachedSequence | None:
-        """The sequence that begins like `tokens`, in multiples of GRAIN tokens."""
-        return next((self._sequences[key] for key in reversed(_beginnings(tokens)) if key in self._sequences), None)
+        """A sequence that begins like `tokens`, in multiples of GRAIN tokens; of several the last that was added."""
+        key = next((key for key in reversed(_beginnings(tokens)) if key in self._sequences), None)
+        return None if key is None else next(reversed(self._sequences[key].values()))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -62,8 +66,8 @@ class Cache:
     """Hands out an engine's blocks."""
 
     def __init__(self, engine: Engine, retained_blocks: int | None = None):
-        """retained_blocks: that finished sequences may keep, shared ones counted for each; by default those of four of
-        the longest.
+        """retained_blocks: how many blocks finished sequences may keep, those that several share counted for each; by
+        default as many as four of the longest have.
         """
         self._engine = engine
         self._free = list(range(engine.n_blocks))  # a heap: low numbers first, so that little memory is touched

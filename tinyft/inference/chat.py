@@ -78,7 +78,11 @@ class Chat:
             if len(prompt) + room <= self._context:
                 return turns, prompt
             if self._on_overflow == "error" or len(turns) < 3:
-                what = "conversation has" if len(turns) > 1 else "message has"
-                raise ContextFull(f"the {what} {len(prompt)} tokens, and this model sees at most {self._context}, "
-                                  "its reply included")
+                if len(turns) > 1:
+                    what, remedy = "the conversation", "begin a new one, or have the oldest turns forgotten"
+                else:
+                    what = "the message, with what stands around it," if self._system else "the message"
+                    remedy = "shorten it"
+                raise ContextFull(f"{what} has {len(prompt)} tokens, and this model sees at most {self._context}, "
+                                  f"its reply included; {remedy}")
             turns = turns[2:]

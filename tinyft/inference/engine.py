@@ -22,6 +22,7 @@ from .weights import bytes_of, prepare, shape_of
 # A step of fewer multiply-adds than this is too little work to share: waking another thread costs as much as it helps,
 # and far more where another program keeps that thread waiting.
 SHARED_WORK = 8_000_000
+CACHE_BYTES = 4 << 30
 
 
 @dataclass
@@ -45,8 +46,12 @@ class Engine:
                  n_blocks: int | None = None, done_with: Callable[[np.ndarray], None] | None = None):
         """weights: how they are kept, "float32", "bfloat16" or "int8". max_rows: sequences at once. step_rows: tokens
         in a step. n_blocks: of the cache; by default enough for max_rows sequences of full length and one that is
-        finished, and memory is only taken by those that are used. done_with: see `prepare`.
+        finished, up to CACHE_BYTES, and memory is only taken by those that are used. done_with: see `prepare`.
         """
+        for name, value in (("max_rows", max_rows), ("step_rows", step_rows), ("n_blocks", n_blocks or 1)):
+            if value < 1:
+                raise ValueError(f"Engine: {name} is {value}, expected at least 1")
+        step_rows = max(step_rows, max_rows)
         self.config, self.kept_as = model.config, weights
         self.weights = prepare(model, weights, done_with)
         self.weight_bytes = bytes_of(self.weights)
@@ -56,20 +61,32 @@ class Engine:
         width = TILE_VECTORS * VECTOR_BYTES // dtype.itemsize
         size = config.n_embd // config.n_head
         self.blocks_per_sequence = -(-config.n_positions // BLOCK)
-        self.n_blocks = n_blocks or (max_rows + 1) * self.blocks_per_sequence
-        self.keys = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * size), dtype)
-        self.values = np.zeros((config.n_layer, self.n_blocks, config.n_head, BLOCK * -(-size // width) * width), dtype)
+        key, value = BLOCK * size, BLOCK * -(-size // width) * width  # elements that a block has for a head
+        block_bytes = config.n_layer * config.n_head * (key + value) * dtype.itemsize
+        enough, most = (max_rows + 1) * self.blocks_per_sequence, CACHE_BYTES // block_bytes
+        self.n_blocks = n_blocks or max(min(enough, most), 2 * self.blocks_per_sequence)
+        self.keys = np.zeros((config.n_layer, self.n_blocks, config.n_head, key), dtype)
+        self.values = np.zeros((config.n_layer, self.n_blocks, config.n_head, value), dtype)
         self.threads = get_num_threads()
         self.scheduler = None  # see `scheduler_of`
-        inner, padded, longest = self.shape.n_inner, step_rows + TILE_ROWS, -(-config.n_positions // width) * width
-        widest = max(3 * config.n_embd, inner)
-        self.scratch = Scratch(
-            np.zeros(step_rows * config.n_embd, dtype), np.zeros(step_rows * widest, dtype),
-            np.zeros(step_rows * config.n_embd, dtype),
-            np.zeros(padded * max(inner, config.n_embd) + -(-padded // TILE_ROWS) * width, dtype),
-            np.zeros((self.threads, padded * width + DEPTH * width), dtype),
-            np.zeros((self.threads, TILE_ROWS * max(longest, size) + 2 * width), dtype),
-            np.zeros((self.threads, TILE_ROWS * longest), dtype))
+        self.scratch = self._make_scratch(width, size)
+
+    def _make_scratch(self, width: int, size: int) -> Scratch:
+        """Room for step_rows tokens; width: elements of a panel, size: of a head."""
+        rows, narrow, inner = self.step_rows, self.shape.n_embd, self.shape.n_inner
+        padded = rows + TILE_ROWS  # the last group of rows may be filled up
+        longest = -(-self.config.n_positions // width) * width
+
+        def room(*shape: int) -> np.ndarray:
+            return np.zeros(shape, self.keys.dtype)
+
+        return Scratch(
+            x=room(rows * narrow), wide=room(rows * max(3 * narrow, inner)), narrow=room(rows * narrow),
+            # Packing spills up to a vector over the end of each group.
+            packed=room(padded * max(inner, narrow) + -(-padded // TILE_ROWS) * width),
+            own=room(self.threads, padded * width + DEPTH * width),
+            packed_own=room(self.threads, TILE_ROWS * max(longest, size) + 2 * width),
+            scores=room(self.threads, TILE_ROWS * longest))
 
     def step(self, spans: Sequence[Span], logits: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Compute new tokens -> hidden (K, C) and logits (K, V) after the tokens to keep, span after span.
@@ -105,6 +122,8 @@ class Engine:
         if len(blocks) * BLOCK < end or len(blocks) > self.blocks_per_sequence:
             raise ValueError(f"Engine.step: {len(blocks)} blocks for {end} tokens, expected {-(-end // BLOCK)} to "
                              f"{self.blocks_per_sequence}")
+        if not 0 <= min(blocks) <= max(blocks) < self.n_blocks:
+            raise ValueError(f"Engine.step: blocks {min(blocks)} to {max(blocks)}, expected 0 to {self.n_blocks - 1}")
         if not 0 <= span.keep <= len(span.ids):
             raise ValueError(f"Engine.step: keep is {span.keep}, expected 0 to {len(span.ids)}, the new tokens")
 
@@ -122,7 +141,10 @@ class Engine:
     def _threads_for(self, rows: int) -> Iterator[int]:
         """How many threads work on so many rows; no others are woken."""
         before = get_num_threads()
-        threads = min(before, self.threads) if rows * self.weights.panels.size >= SHARED_WORK else 1
+        shape = self.shape
+        block = shape.n_embd * (4 * shape.n_embd + 2 * shape.n_inner)
+        work = rows * (shape.n_layer * block + shape.n_embd * shape.vocab_size)
+        threads = min(before, self.threads) if work >= SHARED_WORK else 1
         set_num_threads(threads)
         try:
             yield threads

@@ -1,19 +1,22 @@
-"""From a prompt to what follows it, token by token."""
+"""From prompts to what follows them, token by token."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
 
 from ..gpt2 import GPT2
+from ..progress import ProgressMeter
 from .engine import Engine
 from .sampling import Sampling
 from .scheduler import Request, Scheduler, scheduler_of
 
+MANY = 64  # requests that are computed at once
 
-def engine_for(model: Engine | GPT2, max_rows: int = 1) -> Engine:
-    """An engine as it is, or one for a model as its weights are now; that copies them."""
-    return model if isinstance(model, Engine) else Engine(model, max_rows=max_rows)
+
+def engine_for(model: Engine | GPT2, requests: int = 1) -> Engine:
+    """An engine as it is, or one for so many requests to a model as its weights are now; that copies them."""
+    return model if isinstance(model, Engine) else Engine(model, max_rows=max(1, min(MANY, requests)))
 
 
 def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200,
@@ -46,3 +49,39 @@ def stream(scheduler: Scheduler, request: Request) -> Iterator[int]:
             raise ValueError(request.error)
     finally:
         scheduler.cancel(request)
+
+
+def carry_out(scheduler: Scheduler, requests: Sequence[Request], *, what: str = "", unit: str = "reply",
+              name: str = "prompt") -> Iterator[int]:
+    """Run requests together -> the number of one, each time that it has got tokens or has ended.
+
+    what: progress is shown under this name, in so many `unit`s, if there is one. ValueError names the request, as
+    `name` and its number, that can't be carried out; none is, then. Those that are left when nobody asks on are
+    cancelled.
+    """
+    for number, request in enumerate(requests):
+        try:
+            scheduler.check(request)
+        except ValueError as error:
+            raise ValueError(str(error) if len(requests) == 1 else f"{name} {number + 1}: {error}") from None
+    left, seen = set(range(len(requests))), [0] * len(requests)
+    try:
+        # In the order of a dictionary, so that prompts with a common beginning come one after the other.
+        for request in sorted(requests, key=lambda request: request.prompt.tolist()):
+            scheduler.submit(request)
+        with ProgressMeter(len(requests), what, unit, leave=False, quiet=not what) as meter:
+            while left:
+                scheduler.step()
+                for number in [number for number in left if requests[number].finish_reason
+                               or len(requests[number].tokens) > seen[number]]:
+                    request = requests[number]
+                    seen[number] = len(request.tokens)
+                    if request.finish_reason == "error":
+                        raise ValueError(request.error)
+                    yield number
+                    if request.finish_reason:
+                        left.remove(number)
+                        meter.update()
+    finally:
+        for number in left:
+            scheduler.cancel(requests[number])

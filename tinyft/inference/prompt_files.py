@@ -12,8 +12,17 @@ from ..files import read_text
 EXPECTED = ('a text, or an object with "prompt", with "instruction" (and "input", "system"), or with "messages"')
 
 
+def check_text(text: str, name: str) -> str:
+    """The text itself. ValueError if UTF-8 can't write it: it has bytes that aren't UTF-8, or half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text (character {error.start + 1})") from None
+    return text
+
+
 @dataclass(frozen=True)
-class Asked:
+class PromptLine:
     """One line: what it says, and what is asked, as turns or as a text to go on with."""
 
     record: dict[str, Any]
@@ -21,15 +30,18 @@ class Asked:
     text: str = ""
 
 
-def read_prompts(path: Path) -> list[Asked]:
+def read_prompts(path: Path) -> list[PromptLine]:
     """All lines of a JSONL file but empty ones. ValueError names the line that is none, and what was expected."""
-    found = list(_lines(path))
+    try:
+        found = list(_lines(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read it ({error.strerror})") from None
     if not found:
         raise ValueError(f"{path} is empty, expected on each line {EXPECTED}")
     return found
 
 
-def _lines(path: Path) -> Iterator[Asked]:
+def _lines(path: Path) -> Iterator[PromptLine]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -41,21 +53,24 @@ def _lines(path: Path) -> Iterator[Asked]:
             raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def _asked(value: Any) -> Asked:
+def _asked(value: Any) -> PromptLine:
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__}, expected {EXPECTED}")
+        raise ValueError(f"{json.dumps(value)[:40]}, expected {EXPECTED}")
     system = _text(value, "system", "")
     before = (Turn("system", system),) if system else ()
     if "messages" in value:
-        return Asked(value, before + tuple(_turn(message) for message in _messages(value)))
+        turns = before + tuple(_turn(message) for message in _messages(value))
+        if turns[-1].role != "user":
+            raise ValueError(f"the last message is the {turns[-1].role}'s, expected a user's, which asks for a reply")
+        return PromptLine(value, turns)
     if "instruction" in value:
         turn = Turn("user", _text(value, "instruction"), _text(value, "input", ""))
-        return Asked(value, (*before, turn), turn.content)
+        return PromptLine(value, (*before, turn), turn.content)
     if "prompt" in value:
         text = _text(value, "prompt")
-        return Asked(value, (*before, Turn("user", text)), text)
+        return PromptLine(value, (*before, Turn("user", text)), text)
     raise ValueError(f"the keys are {', '.join(map(repr, value)) or 'none'}, expected {EXPECTED}")
 
 
@@ -72,7 +87,8 @@ def _turn(message: Any) -> Turn:
 
 
 def _text(value: dict[str, Any], key: str, default: str | None = None) -> str:
-    text = value.get(key, default)
+    text = value.get(key)
+    text = default if text is None else text
     if not isinstance(text, str) or (not text.strip() and default is None):
         raise ValueError(f"'{key}' is {json.dumps(text)[:40]}, expected a text")
-    return text
+    return check_text(text, f"'{key}'")

@@ -31,6 +31,7 @@ class APIError(Exception):
 
     def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None,
                  headers: dict[str, str] | None = None):
+        message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
         super().__init__(message)
         self.message, self.param, self.status, self.code, self.headers = message, param, status, code, headers
 
@@ -284,8 +285,9 @@ def _common(fields: _Fields, served: Served, *, prompts: list[list[int]], wanted
             chat: bool, **known) -> Asked:
     """What both endpoints have; `known` is what they have read in their own ways."""
     if len(prompts) * candidates > served.most_replies:
-        raise APIError(f"{'n' if chat else 'best_of'}: {len(prompts) * candidates} replies in all, expected at most "
-                       f"{served.most_replies}; send several requests", "n")
+        name = "best_of" if candidates > n else "n"
+        raise APIError(f"{name}: {len(prompts) * candidates} replies in all, expected at most {served.most_replies}; "
+                       "send several requests", name)
     longest = max(map(len, prompts))
     if longest > served.context - (wanted != 0):
         raise _too_long(f"the prompt has {longest} tokens", served, "messages" if chat else "prompt")

@@ -8,15 +8,12 @@ import numpy as np
 from ..data.entries import Entry, Turn
 from ..data.prompts import Style, encode_prompt, end_of_reply, find_style
 from ..gpt2 import GPT2
-from ..progress import ProgressMeter
 from ..tokenizer import Tokenizer
 from .engine import Engine
-from .generate import engine_for
+from .generate import carry_out, engine_for
 from .sampling import Sampling
 from .scheduler import Request, scheduler_of
 from .text import TextStream
-
-MANY = 64  # replies that are written at once
 
 
 def run_all(model: Engine | GPT2, tokenizer: Tokenizer, requests: Sequence[Request], *,
@@ -26,40 +23,19 @@ def run_all(model: Engine | GPT2, tokenizer: Tokenizer, requests: Sequence[Reque
     stop_strings: texts that end a reply. what: progress is shown under this name, if there is one.
     ValueError names the request that can't be carried out; none is, then.
     """
-    scheduler = scheduler_of(engine_for(model, max(1, min(MANY, len(requests)))))
-    for number, request in enumerate(requests):
-        try:
-            scheduler.check(request)
-        except ValueError as error:
-            raise ValueError(str(error) if len(requests) == 1 else f"prompt {number + 1}: {error}") from None
+    scheduler = scheduler_of(engine_for(model, len(requests)))
     texts, read = [TextStream(tokenizer, stop_strings) for _ in requests], [0] * len(requests)
-    left = set(range(len(requests)))
-    try:
-        # In the order of a dictionary, so that prompts with a common beginning come one after the other.
-        for request in sorted(requests, key=lambda request: request.prompt.tolist()):
-            scheduler.submit(request)
-        with ProgressMeter(len(requests), what, unit="reply", leave=False, quiet=not what) as meter:
-            while left:
-                scheduler.step()
-                for number in [number for number in left if requests[number].finish_reason
-                               or len(requests[number].tokens) > read[number]]:
-                    request, text = requests[number], texts[number]
-                    for token in request.tokens[read[number] :]:
-                        text.add(token)
-                    read[number] = len(request.tokens)
-                    if text.stopped:
-                        scheduler.cancel(request)
-                        request.finish_reason = "stop"
-                    if request.finish_reason == "error":
-                        raise ValueError(request.error)
-                    if request.finish_reason:
-                        text.finish()
-                        left.remove(number)
-                        meter.update()
-                        yield number, text.text
-    finally:
-        for number in left:
-            scheduler.cancel(requests[number])
+    for number in carry_out(scheduler, requests, what=what):
+        request, text = requests[number], texts[number]
+        for token in request.tokens[read[number] :]:
+            text.add(token)
+        read[number] = len(request.tokens)
+        if text.stopped:
+            scheduler.cancel(request)
+            request.finish_reason = "stop"
+        if request.finish_reason:
+            text.finish()
+            yield number, text.text
 
 
 def generators_for(rng: np.random.Generator | None, count: int) -> list[np.random.Generator | None]:
@@ -76,6 +52,8 @@ def reply_all(model: Engine | GPT2, tokenizer: Tokenizer, prompts: Sequence[str 
     `stop`, and of the texts in stop_strings. rng: several replies draw from generators of their own that come from it.
     what: progress is shown under this name, if there is one. sampling: as for `Sampling`; greedy by default.
     """
+    if isinstance(prompts, str):
+        raise ValueError("reply_all: prompts is one text, expected a list; write [prompt], or use reply")
     lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, Integral) else max_new_tokens
     settings, ends = Sampling(**sampling), frozenset((*tokenizer.stop_tokens, *stop))
     generators = generators_for(rng, len(prompts))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+NO_NUMBERS = "the logits are not finite numbers, so the weights can't be; save or download the model again"
 INT = (int, np.integer)
 NUMBER = (*INT, float, np.floating)
 
@@ -25,7 +26,7 @@ class Sampling:
     in the reply (OpenAI's API reference). Only here the order is vLLM's: transformers has neither.
     min_new_tokens: before the reply has so many, no token is chosen that ends it.
     temperature: what logits are divided by. 0 takes the likeliest, of several the one with the lowest id; what follows
-    has no say then.
+    is left out then.
     top_k: only the likeliest so many are left (Fan et al., 2018), and those as likely as the last of them.
     top_p: only the fewest that together have this probability are left (Holtzman et al., 2020, section 3.1); of equally
     likely ones those with the lowest ids.
@@ -150,7 +151,7 @@ class Chooser:
         if logits.shape != (self.vocab_size,):
             raise ValueError(f"choose: the logits are {logits.shape}, expected ({self.vocab_size},)")
         if not np.isfinite(logits.max()):
-            raise ValueError("choose: the logits are not finite numbers; are the model's weights?")
+            raise ValueError(NO_NUMBERS)
         scores, sampling = logits.astype(np.float64), self.sampling
         with np.errstate(over="ignore", invalid="ignore"):
             scores[self._biased] += self._bias

@@ -6,10 +6,11 @@ room for. A reply that ends leaves at once, and its place is taken in the next s
 """
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from threading import RLock
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from ..kernels.cached_attention import BLOCK
 from ..kernels.loss import log_probabilities
 from .cache import GRAIN, Beginnings, Cache, CachedSequence, common_prefix
 from .engine import Engine, Span
-from .sampling import GREEDY, Chooser, Sampling
+from .sampling import GREEDY, NO_NUMBERS, Chooser, Sampling
 
-NO_NUMBERS = "the logits are not finite numbers; are the model's weights?"
 # A prompt waits for another one's beginning to be computed if it saves so many tokens.
 WORTH_WAITING = 2 * GRAIN
+LOOKED_AT = 256  # that would gain by waiting, before those behind them have to wait as well
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Request:
         ValueError where one of these makes no sense.
         """
         if sampling.temperature > 0 and rng is None:
-            raise ValueError("Request: a temperature above 0 needs a random generator (rng)")
+            raise ValueError("Request: a temperature above 0 needs a random generator, such as "
+                             "rng=numpy.random.default_rng(0)")
         ids = np.asarray(list(prompt))
         if len(ids) and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
             raise ValueError(f"Request: the prompt is {ids.dtype} {ids.shape}, expected token ids")
@@ -111,14 +113,15 @@ class _Job:
 
 
 class Scheduler:
-    """Runs requests on an engine. It is for one thread only, and has the engine to itself; see `scheduler_of`."""
+    """Runs requests on an engine, which it has to itself; see `scheduler_of`. Threads that share it take turns."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.cache = Cache(engine)
         self.counts = Counts()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: OrderedDict[int, _Job] = OrderedDict()  # by the id of their requests
         self._running: list[_Job] = []
+        self._lock = RLock()
 
     @property
     def idle(self) -> bool:
@@ -158,23 +161,27 @@ class Scheduler:
         if request.max_new_tokens == 0 and request.n_scored == 0:
             request.finish_reason = "length"  # there is nothing to compute
             return
-        self._waiting.append(_Job(request, self.engine.config.vocab_size))
+        job = _Job(request, self.engine.config.vocab_size)
+        with self._lock:
+            self._waiting[id(request)] = job
 
     def cancel(self, request: Request) -> None:
         """End a request; its place is free at once."""
-        for job in [job for job in (*self._waiting, *self._running) if job.request is request]:
-            if job in self._waiting:
-                self._waiting.remove(job)
+        with self._lock:
+            if self._waiting.pop(id(request), None):
                 request.finish_reason = "cancelled"
-            else:
+            for job in [job for job in self._running if job.request is request]:
                 self._finish(job, "cancelled")
 
     def step(self) -> list[Request]:
         """One step of the engine -> the requests that got a token, or ended."""
-        self._admit()
-        jobs = self._share_out()
-        if not jobs:
-            return []
+        with self._lock:
+            self._admit()
+            jobs = self._share_out()
+            return self._compute(jobs) if jobs else []
+
+    def _compute(self, jobs: list[_Job]) -> list[Request]:
+        """A step of the engine for those that take part."""
         spans = [self._span(job) for job in jobs]
         places = [(job, job.sequence.computed + job.in_step - span.keep + i)
                   for job, span in zip(jobs, spans, strict=True) for i in range(span.keep)]
@@ -189,7 +196,8 @@ class Scheduler:
         changed = []
         for first in range(0, len(places), self.engine.max_rows):
             block = places[first : first + self.engine.max_rows]
-            changed += self._use(block, logits if at_once else self.engine.logits(hidden[first : first + len(block)]))
+            changed += self._note_results(block, logits if at_once else
+                                          self.engine.logits(hidden[first : first + len(block)]))
         for job in jobs:
             if job.request.error and job.request.finish_reason is None:
                 self._finish(job, "error")
@@ -216,8 +224,9 @@ class Scheduler:
                 reading.add(job.sequence, len(job.sequence.tokens))
         rows = sum(job.unread or 1 for job in self._running)
         put_off: list[_Job] = []
-        while self._waiting and len(self._running) < self.engine.max_rows and rows < self.engine.step_rows:
-            job = self._waiting.popleft()
+        while (self._waiting and len(self._running) < self.engine.max_rows and rows < self.engine.step_rows
+               and len(put_off) < LOOKED_AT):
+            _, job = self._waiting.popitem(last=False)
             if self._would_gain_by_waiting(job, reading):
                 put_off.append(job)
                 continue
@@ -231,7 +240,9 @@ class Scheduler:
             self._running.append(job)
             reading.add(job.sequence, len(job.sequence.tokens))
             rows += job.unread
-        self._waiting.extendleft(reversed(put_off))
+        for job in reversed(put_off):
+            self._waiting[id(job.request)] = job
+            self._waiting.move_to_end(id(job.request), last=False)
 
     def _would_gain_by_waiting(self, job: _Job, reading: Beginnings) -> bool:
         """Whether a prompt that is being read will have much in common with this one that nobody has computed yet."""
@@ -259,47 +270,52 @@ class Scheduler:
 
     # ---- what comes of it
 
-    def _use(self, places: Sequence[tuple[_Job, int]], logits: np.ndarray) -> list[Request]:
-        """Take note of what follows tokens, given as (request, position) -> the requests that got a token, or ended."""
+    def _note_results(self, places: Sequence[tuple[_Job, int]], logits: np.ndarray) -> list[Request]:
+        """Take note of what follows tokens, given as (job, position) -> the requests that got a token, or ended."""
         scored, last = [], []
         for row, (job, position) in enumerate(places):
             following = job.request.prompt[position + 1 : position + 2]
             if len(following):
-                scored.append((row, job.request, following[0]))
+                scored.append((row, job.request, int(following[0])))
             else:
                 last.append((row, job))
-        if scored:
-            rows, requests, tokens = zip(*scored, strict=True)
-            for request, found in zip(requests, describe(logits[list(rows)], tokens,
-                                                         [request.top_logprobs or 0 for request in requests]),
-                                      strict=True):
-                request.prompt_logprobs.append(found)
-                if math.isnan(found.logprob):
-                    request.error = NO_NUMBERS
-        if last:
-            likeliest = np.argmax(logits, axis=1)
-            for row, job in last:
-                self._add_token(job, logits[row], int(likeliest[row]))
+        for request, found in _described(logits, scored):
+            request.prompt_logprobs.append(found)
+            if math.isnan(found.logprob):
+                request.error = NO_NUMBERS
+        likeliest = np.argmax(logits, axis=1) if last else []
+        chosen = [(row, job, self._choose(job, logits[row], int(likeliest[row]))) for row, job in last]
+        described = [(row, job.request, token) for row, job, token in chosen
+                     if token is not None and job.request.top_logprobs is not None]
+        for request, found in _described(logits, described):
+            request.logprobs.append(found)
+        for _, job, token in chosen:
+            if token is not None:
+                self._add(job, token)
         return [job.request for _, job in last]
 
-    def _add_token(self, job: _Job, logits: np.ndarray, likeliest: int) -> None:
-        """Choose the next token of a reply."""
-        request, sequence = job.request, job.sequence
+    def _choose(self, job: _Job, logits: np.ndarray, likeliest: int) -> int | None:
+        """The next token of a reply; None if it ends before that."""
+        request = job.request
         try:
+            if request.error:
+                raise ValueError(request.error)
             plain = job.chooser.is_plain_greedy and np.isfinite(logits[likeliest])
             token = likeliest if plain else job.chooser.choose(logits)
         except ValueError as error:
             request.error = str(error)
             return self._finish(job, "error")
-        if token in request.ends:
-            return self._finish(job, "stop")
+        return self._finish(job, "stop") if token in request.ends else token
+
+    def _add(self, job: _Job, token: int) -> None:
+        """One more token of a reply, which may be its last: a full context gives one that need not fit in itself."""
+        request, sequence = job.request, job.sequence
         request.tokens.append(token)
         self.counts.new_tokens += 1
-        if request.top_logprobs is not None:
-            request.logprobs += describe(logits[None], [token], [request.top_logprobs])
         if len(request.tokens) == request.max_new_tokens or sequence.computed == self.engine.config.n_positions:
-            return self._finish(job, "length")
-        sequence.tokens.append(token)
+            self._finish(job, "length")
+        else:
+            sequence.tokens.append(token)
 
     def _finish(self, job: _Job, reason: str) -> None:
         job.request.finish_reason = reason
@@ -312,6 +328,15 @@ def scheduler_of(engine: Engine) -> Scheduler:
     if engine.scheduler is None:
         engine.scheduler = Scheduler(engine)
     return engine.scheduler
+
+
+def _described(logits: np.ndarray, wanted: Sequence[tuple[int, Request, int]]) -> list[tuple[Request, TokenLogprob]]:
+    """For (row, request, token) what there is to say of each token."""
+    if not wanted:
+        return []
+    rows, requests, tokens = zip(*wanted, strict=True)
+    return list(zip(requests, describe(logits[list(rows)], tokens, [request.top_logprobs or 0 for request in requests]),
+                    strict=True))
 
 
 def describe(logits: np.ndarray, tokens: Sequence[int], n_top: Sequence[int]) -> list[TokenLogprob]:

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..gpt2 import GPT2
-from ..progress import ProgressMeter
 from .engine import Engine
-from .generate import engine_for
+from .generate import carry_out, engine_for
 from .scheduler import Request, TokenLogprob, scheduler_of
-
-MANY = 64  # texts that are scored at once
 
 
 def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *,
@@ -23,30 +20,15 @@ def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequenc
     vocabulary. top: how many of the likeliest tokens to list at each. what: progress is shown under this name.
     ValueError names the pair that has no prompt (give it the end-of-text token), or that the context is too short for.
     """
-    scheduler = scheduler_of(engine_for(model, max(1, min(MANY, len(pairs)))))
     requests = []
-    for number, (prompt, continuation) in enumerate(pairs):
+    for number, (prompt, continuation) in enumerate(pairs, start=1):
         if not len(prompt):
             raise ValueError(f"log_probabilities: pair {number} has no prompt, expected at least one token, such as "
                              "the end-of-text token")
-        request = Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt))
-        try:
-            scheduler.check(request)
-        except ValueError as error:
-            raise ValueError(f"log_probabilities: pair {number}: {error}") from None
-        requests.append(request)
-    # In the order of a dictionary, so that common beginnings come one after the other.
-    for request in sorted(requests, key=lambda request: request.prompt.tolist()):
-        scheduler.submit(request)
-    with ProgressMeter(len(requests), what, unit="text", leave=False, quiet=not what) as meter:
-        left = {request for request in requests if request.finish_reason is None}
-        for _ in range(len(requests) - len(left)):
-            meter.update()
-        while left:
-            for request in left.intersection(scheduler.step()):
-                if request.finish_reason:
-                    left.remove(request)
-                    meter.update()
+        requests.append(Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt)))
+    scheduler = scheduler_of(engine_for(model, len(requests)))
+    for _ in carry_out(scheduler, requests, what=what, unit="text", name="pair"):
+        pass
     return [request.prompt_logprobs for request in requests]
 
 

@@ -35,7 +35,7 @@ OPEN_PATHS = ("/", "/health")  # without a key
 KEEP_ALIVE_SECONDS, DRAIN_INTERVAL = 60, 0.05
 SENDING_SECONDS = 10  # for clients to take what is left when the server ends
 BODY_SECONDS = 30  # for a client to send its body
-MOST_DISCARDED = 16  # times the limit of a body is read and thrown away before the answer that it is too large
+MOST_DISCARDED = 16  # times the limit: so much of a body is read to its end before it is refused
 LARGE_BODY = 32_768  # is read in a thread, so that the event loop doesn't wait for the tokenizer
 
 
@@ -74,7 +74,7 @@ class Guard:
             self.server.metrics.statuses[path, status] += 1
 
 
-class Replies:
+class ReplyEndpoint:
     """An endpoint that makes replies: reads what is asked, has it done, and sends it."""
 
     def __init__(self, server: "Server", read: Callable[[bytes, Served], Asked]):
@@ -203,8 +203,8 @@ class Server:
         routes = [
             Route("/", self._page), Route("/health", self._health), Route("/metrics", self._metrics),
             Route("/v1/models", self._models), Route("/v1/models/{name:path}", self._model),
-            Route("/v1/completions", Replies(self, read_completion), methods=["POST"]),
-            Route("/v1/chat/completions", Replies(self, read_chat), methods=["POST"]),
+            Route("/v1/completions", ReplyEndpoint(self, read_completion), methods=["POST"]),
+            Route("/v1/chat/completions", ReplyEndpoint(self, read_chat), methods=["POST"]),
         ]
         self.paths = {route.path for route in routes}
         handlers = dict.fromkeys((APIError, HTTPException, Exception), _answer_error)
@@ -219,7 +219,7 @@ class Server:
         """Why a request is not let in, if so."""
         if self.api_key is None:
             # A page of another site may have its name point here, but can't change what the browser says it asks.
-            host = re.sub(r":\d*\Z", "", request.headers.get("host", "localhost")).strip("[]")
+            host = re.sub(r":\d*\Z", "", request.headers.get("host", "localhost")).strip("[]").lower().rstrip(".")
             if not is_loopback(host):
                 return APIError("without an API key this server answers to this machine's own name only, not to "
                                 f"{host}; start it with an API key", status=403)

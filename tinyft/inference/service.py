@@ -148,6 +148,7 @@ class Service:
         self.n_open, self.failure = 0, ""
         self._replies: dict[int, _Reply] = {}  # by the id() of their requests
         self._new: list[_Reply] = []
+        self._open: set[Answer] = set()  # the event loop's
         self._given_up: list[Answer] = []
         self._closing = False
         self._changed = threading.Condition()
@@ -173,6 +174,7 @@ class Service:
         if self.failure:
             raise RuntimeError(self.failure)
         answer = Answer(self, requests)
+        self._open.add(answer)
         replies = [_Reply(answer, i, request, self.tokenizer, stop, logprobs) for i, request in enumerate(requests)]
         self.n_open += len(requests)
         with self._changed:
@@ -183,6 +185,7 @@ class Service:
     def give_up(self, answer: Answer) -> None:
         """Free the rows of an answer that nobody waits for."""
         self.n_open -= answer.n_unfinished
+        self._open.discard(answer)
         with self._changed:
             self._given_up.append(answer)
             self._changed.notify()
@@ -193,8 +196,8 @@ class Service:
         numba.set_num_threads(threads)  # which counts for one thread of Python only
         try:
             while self._read_orders():
-                stepped = [self._replies[id(request)] for request in self.scheduler.step()
-                           if id(request) in self._replies]
+                stepped = dict.fromkeys(self._replies[id(request)] for request in self.scheduler.step()
+                                        if id(request) in self._replies)
                 if stepped:
                     self._loop.call_soon_threadsafe(self._deliver, [(r.answer, self._advance(r)) for r in stepped])
         except Exception as error:
@@ -211,9 +214,12 @@ class Service:
         for reply in new:
             try:
                 self.scheduler.submit(reply.request)
-                self._replies[id(reply.request)] = reply
             except ValueError as error:
                 self._loop.call_soon_threadsafe(reply.answer.end, error)
+                continue
+            self._replies[id(reply.request)] = reply
+            if reply.request.finish_reason:  # there was nothing to compute
+                self._loop.call_soon_threadsafe(self._deliver, [(reply.answer, self._advance(reply))])
         for request in (request for answer in given_up for request in answer.requests):
             if self._replies.pop(id(request), None):
                 self.scheduler.cancel(request)
@@ -238,11 +244,13 @@ class Service:
             else:
                 answer.add(piece)
                 self.n_open -= piece.finish_reason is not None
+                if not answer.n_unfinished:
+                    self._open.discard(answer)
 
     def _fail(self, message: str) -> None:
         self.failure = message
-        for reply in (*self._replies.values(), *self._new):
-            reply.answer.end(RuntimeError(message))
+        for answer in list(self._open):
+            answer.end(RuntimeError(message))
         self.on_failure()
 
 

@@ -18,10 +18,10 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         if isinstance(stop, str):
-            raise ValueError(f"TextStream: stop is {stop!r}, expected a list of texts; write [{stop!r}]")
+            raise ValueError(f"stop is {stop!r}, expected a list of texts; write [{stop!r}]")
         for string in stop:
             if not isinstance(string, str) or not string:
-                raise ValueError(f"TextStream: stop has {string!r} in it, expected texts of at least one character")
+                raise ValueError(f"stop has {string!r} in it, expected texts of at least one character")
         self.text, self.stopped = "", False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._longest = max(map(len, self._stop), default=1) - 1  # beginning of a stop string

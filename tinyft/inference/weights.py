@@ -113,5 +113,5 @@ def _copy(matrix: np.ndarray, transposed: bool, number: np.dtype, kept_as: str, 
 
 
 def bytes_of(weights: Weights) -> int:
-    """Of memory that prepared weights take."""
+    """How much memory prepared weights take."""
     return sum(array.nbytes for array in (weights.panels, weights.scales, weights.plain))

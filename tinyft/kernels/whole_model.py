@@ -155,7 +155,7 @@ def _norm_stage(team, stage, x, rows, width, plain, vectors, epsilon, out, packe
 
 
 @jit(merge=True)
-def _end(tiles, rows, width, n_columns, bias, out, at, stride, kind):
+def _finish_tiles(tiles, rows, width, n_columns, bias, out, at, stride, kind):
     """Add the bias, and put results where they belong."""
     for row in range(rows):
         tile = tiles[row * width : row * width + n_columns]
@@ -212,7 +212,7 @@ def _product_stage(team, stage, weights, matrix, depth, columns, bias, packed, r
         _multiply_panel(weights, start + panel * per_panel,
                         scales_start + panel * scales_per_panel(weights.panels, depth, width),
                         depth, packed, rows, tiles, expanded)
-        _end(tiles, rows, width, n_columns, bias[left : left + n_columns], out, left, columns, kind)
+        _finish_tiles(tiles, rows, width, n_columns, bias[left : left + n_columns], out, left, columns, kind)
         _finish(team, stage)
     _wait_for(team, stage, count)
 
@@ -266,7 +266,7 @@ def _head_stages(team, stage, shape, weights, packed, rows, logits, own):
 
 
 @jit
-def _run(team, shape, weights, rows, keys, values, hidden, logits, scratch, own, packed_own, scores):
+def _run_worker(team, shape, weights, rows, keys, values, hidden, logits, scratch, own, packed_own, scores):
     """What one thread does."""
     width, inner, n = shape.n_embd, shape.n_inner, rows.ids.size
     x, wide, narrow, packed, plain = scratch.x, scratch.wide, scratch.narrow, scratch.packed, weights.plain
@@ -307,12 +307,12 @@ def run_model(shape, weights, rows, keys, values, hidden, logits, scratch, threa
     """
     counters = _counters(10 * shape.n_layer + 3, threads)
     for worker in prange(threads):
-        _run(Team(counters, worker, threads), shape, weights, rows, keys, values, hidden, logits, scratch,
+        _run_worker(Team(counters, worker, threads), shape, weights, rows, keys, values, hidden, logits, scratch,
              scratch.own[worker], scratch.packed_own[worker], scratch.scores[worker])
 
 
 @jit(merge=True)
-def _run_head(team, shape, weights, hidden, rows, logits, scratch, own):
+def _run_head_worker(team, shape, weights, hidden, rows, logits, scratch, own):
     _pack_stage(team, 0, hidden, rows, shape.n_embd, scratch.packed)
     _head_stages(team, 1, shape, weights, scratch.packed, rows, logits, own)
 
@@ -322,4 +322,5 @@ def run_head(shape, weights, hidden, rows, logits, scratch, threads):
     """The output layer alone: hidden, flat (rows, C), into logits, flat (rows, V)."""
     counters = _counters(2, threads)
     for worker in prange(threads):
-        _run_head(Team(counters, worker, threads), shape, weights, hidden, rows, logits, scratch, scratch.own[worker])
+        _run_head_worker(Team(counters, worker, threads), shape, weights, hidden, rows, logits, scratch,
+                         scratch.own[worker])
