@@ -280,3 +280,15 @@ def test_large_tokens_are_told_apart():
     beginnings = Beginnings()
     beginnings.add(CachedSequence([50256] * GRAIN), GRAIN)
     assert beginnings.find([50256] * GRAIN) and not beginnings.find([50256 % 256] * GRAIN)
+
+
+def test_a_beginning_is_found_as_long_as_anyone_has_it():
+    beginnings, tokens = Beginnings(), list(range(40))
+    first, second = CachedSequence(tokens), CachedSequence(tokens[:24])
+    beginnings.add(first, 40)
+    beginnings.add(second, 24)
+    assert beginnings.find(tokens[:24]) is second and beginnings.find(tokens) is first
+    beginnings.remove(second)
+    assert beginnings.find(tokens[:24]) is first
+    beginnings.remove(first)
+    assert beginnings.find(tokens) is None

@@ -8,7 +8,8 @@ from tiny import make_model as make_talker
 
 from tinyft import Engine, Entry, Turn, ask, generate, load_tokenizer, no_grad, reply, reply_all
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt
-from tinyft.inference.replies import MANY, reply_to_all, run_all
+from tinyft.inference.generate import MANY
+from tinyft.inference.replies import reply_to_all, run_all
 from tinyft.inference.scheduler import Request, scheduler_of
 
 
@@ -171,7 +172,7 @@ def test_weights_that_are_no_numbers():
     model = make_model(dtype=np.float64)
     model.ln_f.weight.data[3] = np.nan
     for options in ({}, {"temperature": 1.0, "rng": np.random.default_rng(0)}):
-        with pytest.raises(ValueError, match="not finite numbers; are the model's weights"):
+        with pytest.raises(ValueError, match="not finite numbers, so the weights can't be"):
             list(generate(model, [1, 2], **options))
 
 

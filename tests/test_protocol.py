@@ -244,6 +244,7 @@ def run(asked):
     replies = [_Reply(None, i, request, TOKENIZER, asked.stop, logprobs) for i, request in enumerate(requests)]
     for request in requests:
         scheduler.submit(request)
+    steps.append([reply.advance() for reply in replies if reply.request.finish_reason])  # nothing to compute
     while not scheduler.idle:
         steps.append([])
         for request in scheduler.step():

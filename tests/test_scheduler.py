@@ -1,5 +1,7 @@
 """Requests that run together: each gets what it would get alone, whatever the company, the order and the room."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from small import make_model
 
 from tinyft import Engine, Sampling, no_grad
 from tinyft.inference.cache import CachedSequence
+from tinyft.inference.engine import Span
+from tinyft.inference.generate import generate
 from tinyft.inference.scheduler import Request, Scheduler, describe, scheduler_of
 from tinyft.kernels.cached_attention import BLOCK
 
@@ -199,7 +203,7 @@ def test_a_conversation_goes_on_where_it_was():
 
 
 def test_long_prompts_are_cut_and_replies_go_on_meanwhile():
-    engine = Engine(MODEL, step_rows=16)
+    engine = Engine(MODEL, step_rows=16, max_rows=8)
     scheduler, rows = Scheduler(engine), watched(engine)
     first, second = Request([1, 2, 3], max_new_tokens=20), Request(PREAMBLES[2], max_new_tokens=2)
     scheduler.submit(first)
@@ -273,7 +277,7 @@ def test_cancelled():
 
 
 def test_those_that_wait_for_a_prompt_which_is_cancelled():
-    scheduler = Scheduler(Engine(MODEL, step_rows=20))
+    scheduler = Scheduler(Engine(MODEL, step_rows=20, max_rows=8))
     first, second = Request(PREAMBLES[2], max_new_tokens=3), Request(PREAMBLES[2], max_new_tokens=3)
     scheduler.submit(first)
     scheduler.submit(second)
@@ -297,7 +301,7 @@ def test_weights_that_are_no_numbers_end_the_requests_that_meet_them():
     run(scheduler, bad[0], *good, bad[1])
     for request in bad:
         assert request.finish_reason == "error" and request.tokens == []
-        assert "not finite numbers; are the model's weights?" in request.error
+        assert "not finite numbers, so the weights can't be" in request.error
     later = run(scheduler, *(Request(PREAMBLES[0][:i], max_new_tokens=6) for i in (5, 7)))
     for request, tokens in zip((*good, *later), expected * 2, strict=True):
         assert (request.finish_reason, request.tokens, request.error) == ("length", tokens, "")
@@ -453,3 +457,39 @@ def test_describing_what_is_no_number():
     logits[0, 2] = np.nan
     bad, good = describe(logits, [1, 1], [0, 2])
     assert np.isnan(bad.logprob) and abs(good.logprob + np.log(5)) < 1e-6 and [at for at, _ in good.top] == [0, 1]
+
+
+def test_threads_that_share_an_engine_take_turns():
+    engine = Engine(MODEL, max_rows=4)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: list(generate(engine, PREAMBLES[i % 3], max_new_tokens=12)), range(12)))
+    assert found == [greedy(PREAMBLES[i % 3], 12) for i in range(12)]
+
+
+def test_a_score_that_is_no_number_ends_a_request_once(monkeypatch):
+    engine = Engine(MODEL)
+    compute = engine.step
+
+    def with_infinity(spans, logits=True):
+        hidden, found = compute(spans, logits)
+        found[0] = np.inf
+        return hidden, found
+
+    monkeypatch.setattr(engine, "step", with_infinity)
+    scheduler = Scheduler(engine)
+    request = Request([1, 2, 3], max_new_tokens=4, scored_from=0, top_logprobs=0)
+    scheduler.submit(request)
+    assert scheduler.step() == [request] and (request.finish_reason, request.tokens) == ("error", [])
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 0}, {"step_rows": 0}, {"n_blocks": -1}])
+def test_an_engine_of_no_size(options):
+    with pytest.raises(ValueError, match="expected at least 1"):
+        Engine(MODEL, **options)
+
+
+def test_blocks_that_are_not_there():
+    engine = Engine(MODEL, n_blocks=4)
+    for block in (-1, 4, 10**7):
+        with pytest.raises(ValueError, match="expected 0 to 3"):
+            engine.step([Span(np.array([1, 2]), 0, [block])])
