@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
@@ -19,6 +20,29 @@ ROOT = Path(tinyft.__file__).resolve().parent.parent
 # call of a kernel may compile it.
 settings.register_profile("tinyft", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("tinyft")
+
+
+COMPILE = """
+import numpy as np
+from tinyft import Engine, generate
+from tiny import make_model
+
+for kept_as, dtype in ("float32", "float32"), ("float32", "float64"), ("bfloat16", "float32"), ("int8", "float32"):
+    engine = Engine(make_model(dtype=np.dtype(dtype)), weights=kept_as, max_rows=1)
+    list(generate(engine, [1, 2], max_new_tokens=2))
+    engine.logits(np.zeros((1, engine.config.n_embd), dtype))
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_of_inference() -> Iterator[None]:
+    """A second process compiles the largest kernels, where they aren't yet, while the first tests run."""
+    path, nowhere = [str(ROOT), str(Path(__file__).parent)], subprocess.DEVNULL
+    process = subprocess.Popen([sys.executable, "-c", f"import sys; sys.path[:0] = {path}\n{COMPILE}"],
+                               stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    yield
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture
