@@ -165,7 +165,7 @@ class Stopwatch:
             return
         first, last = self.times[0], self.times[-1]
         shared = f" ({request.n_shared} of them known)" if request.n_shared else ""
-        print(f"{len(request.prompt)} tokens read{shared} and the first written in {first - self.begin:.2f} s, "
+        print(f"{len(request.prompt)} tokens read{shared} and the first written in {first - self.begin:.3f} s, "
               f"{(len(request.prompt) - request.n_shared) / (first - self.begin):.0f} tokens/s; then "
               f"{(len(self.times) - 1) / (last - first):.1f} tokens/s", file=sys.stderr)
 

@@ -36,7 +36,8 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("model", metavar="FOLDER", help="a model folder, or a GPT-2 on the Hugging Face hub")
-    add("--name", metavar="NAME", help="what clients call the model (default: the folder's name)")
+    add("--name", metavar="NAME",
+        help="what clients call the model (default: the folder's name, or that of the run that it is of)")
     add("--host", default="127.0.0.1", help="where to listen; any other than this machine's own needs an API key")
     add("--port", type=cli.not_negative_int, default=8000, metavar="N", help="0 takes one that is free")
     add("--api-key", metavar="KEY", help="what clients must show; other users of this machine can't see it in the "
@@ -67,7 +68,7 @@ def main() -> None:
     threads = cli.use_threads(options.threads)
     folder = find_model(options.model)
     engine, tokenizer = load_engine(folder, weights=options.weights, max_rows=options.max_rows)
-    name = options.name or (folder.resolve().name if Path(options.model).is_dir() else options.model)
+    name = options.name or (name_of(folder.resolve()) if Path(options.model).is_dir() else options.model)
     style = find_style(tokenizer, options.prompt_style)
     print(f"model     {name}: context {engine.config.n_positions}, weights in {options.weights} "
           f"({engine.weight_bytes / 1e6:.0f} MB), {threads} threads", flush=True)
@@ -80,6 +81,11 @@ def main() -> None:
     address = f"http://{host}:{listener.getsockname()[1]}"
     ready = f"serving   {address} (OpenAI's API under /v1; Ctrl-C ends)"
     http.serve(server, listener, lambda: print(ready, flush=True))
+
+
+def name_of(folder: Path) -> str:
+    """The folder's name; a run's, whose model stands in a folder of this name."""
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def check_access(host: str, key: str | None) -> str | None:
