@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tinyft.inference.cache import GRAIN, Beginnings, Cache, CachedSequence, common_prefix
+from tinyft.inference.cache import GRAIN, Beginnings, Cache, CachedSequence
 from tinyft.kernels.cached_attention import BLOCK
+from tinyft.segments import common_prefix
 
 # Long enough for several blocks, over two tokens, and alike for a while: runs of one token.
 TOKENS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, BLOCK + 3)), min_size=1, max_size=4).map(

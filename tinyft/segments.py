@@ -84,7 +84,7 @@ def lay_out(ids: np.ndarray, lengths: np.ndarray, share: bool = True) -> tuple[S
         rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         order.sort(key=rows.__getitem__)
         for segment, (before, row) in enumerate(pairwise(order), start=1):
-            shared[segment] = _common_prefix(rows[before], rows[row])
+            shared[segment] = common_prefix(rows[before], rows[row])
     segments = segments_of(np.asarray(lengths)[order] - shared, np.arange(len(ids)) - 1, shared)
     tokens = np.full(ids.shape, -1, np.int64)
     for segment, row in enumerate(order):
@@ -92,7 +92,7 @@ def lay_out(ids: np.ndarray, lengths: np.ndarray, share: bool = True) -> tuple[S
     return segments, tokens
 
 
-def _common_prefix(a: list[int], b: list[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """In how many elements two lists begin alike."""
     count = min(len(a), len(b))
     return next((i for i in range(count) if a[i] != b[i]), count)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..kernels.cached_attention import BLOCK
+from ..segments import common_prefix
 from .engine import Engine
 
 GRAIN = 8  # tokens; beginnings are found by their first 8, 16, 24, ...
@@ -55,11 +56,6 @@ class Beginnings:
         """A sequence that begins like `tokens`, in multiples of GRAIN tokens; of several the last that was added."""
         key = next((key for key in reversed(_beginnings(tokens)) if key in self._sequences), None)
         return None if key is None else next(reversed(self._sequences[key].values()))
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """In how many elements two sequences begin alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class Cache:

@@ -22,7 +22,7 @@ from .weights import bytes_of, prepare, shape_of
 # A step of fewer multiply-adds than this is too little work to share: waking another thread costs as much as it helps,
 # and far more where another program keeps that thread waiting.
 SHARED_WORK = 8_000_000
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = 4 << 30  # of keys and values at most, unless n_blocks says otherwise
 
 
 @dataclass

@@ -15,8 +15,9 @@ from threading import RLock
 import numpy as np
 
 from ..kernels.cached_attention import BLOCK
-from ..kernels.loss import log_probabilities
-from .cache import GRAIN, Beginnings, Cache, CachedSequence, common_prefix
+from ..kernels.loss import losses_and_likeliest
+from ..segments import common_prefix
+from .cache import GRAIN, Beginnings, Cache, CachedSequence
 from .engine import Engine, Span
 from .sampling import GREEDY, NO_NUMBERS, Chooser, Sampling
 
@@ -341,9 +342,10 @@ def _described(logits: np.ndarray, wanted: Sequence[tuple[int, Request, int]]) -
 
 def describe(logits: np.ndarray, tokens: Sequence[int], n_top: Sequence[int]) -> list[TokenLogprob]:
     """Log-probabilities of one token a row, and of as many of the likeliest: (R, V), (R,), (R,)."""
-    chosen, likeliest, highest = log_probabilities(logits, np.asarray(tokens, np.int64))
-    return [TokenLogprob(int(token), float(chosen[row]), int(likeliest[row]),
-                         _top(logits[row], n_top[row], likeliest[row], highest[row]))
+    losses, likeliest = losses_and_likeliest(logits, np.asarray(tokens, np.int64))
+    lowest = losses_and_likeliest(logits, np.maximum(likeliest, 0))[0] if any(n_top) else losses
+    return [TokenLogprob(int(token), -float(losses[row]), int(likeliest[row]),
+                         _top(logits[row], n_top[row], likeliest[row], -lowest[row]))
             for row, token in enumerate(tokens)]
 
 

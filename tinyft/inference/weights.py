@@ -7,12 +7,12 @@ from numba import get_num_threads
 
 from ..gpt2 import GPT2, GPT2Config
 from ..kernels.jit import VECTOR_BYTES
+from ..kernels.matmul import aligned
 from ..kernels.packing import TILE_VECTORS
 from ..kernels.panels import GROUP, prepare_bfloat16, prepare_floats, prepare_int8
 from ..kernels.whole_model import EXACT_GELU, GELU, RELU, Shape, Weights
 
 KEPT_AS = {"float32": np.float32, "bfloat16": np.uint32, "int8": np.int8}
-CACHE_LINE = 64  # bytes
 PART_BYTES = 1 << 24  # of a table that is copied at a time
 _KINDS = {"gelu": EXACT_GELU, "gelu_python": EXACT_GELU, "relu": RELU}
 
@@ -21,14 +21,6 @@ def shape_of(config: GPT2Config) -> Shape:
     """What the compiled step needs to know of a config."""
     return Shape(config.n_layer, config.n_head, config.n_embd, config.n_inner or 4 * config.n_embd, config.vocab_size,
                  _KINDS.get(config.activation_function, GELU), config.layer_norm_epsilon)
-
-
-def _allocate(items: int, dtype: np.dtype) -> np.ndarray:
-    """Memory from a cache line on. NumPy asks for large pages where the system has them: fewer addresses to look up."""
-    dtype = np.dtype(dtype)
-    whole = np.empty(items + CACHE_LINE // dtype.itemsize, dtype)
-    first = -whole.ctypes.data % CACHE_LINE // dtype.itemsize
-    return whole[first : first + items]
 
 
 def _matrices(model: GPT2) -> list[tuple[np.ndarray, bool]]:
@@ -80,7 +72,8 @@ def prepare(model: GPT2, kept_as: str = "float32", done_with: Callable[[np.ndarr
     matrices, width = _matrices(model), TILE_VECTORS * VECTOR_BYTES // number.itemsize
     sizes = [_size_of(matrix, transposed, width, kept_as) for matrix, transposed in matrices]
     places = np.cumsum([(0, 0), *sizes], axis=0, dtype=np.int64)
-    kept = _allocate(places[-1, 0], number if kept_as == "float32" else KEPT_AS[kept_as])
+    # NumPy asks for large pages where the system has them, so that fewer addresses have to be looked up.
+    kept = aligned((int(places[-1, 0]),), number if kept_as == "float32" else np.dtype(KEPT_AS[kept_as]))
     scales = np.empty(places[-1, 1], number)
     for (matrix, transposed), (start, scales_start) in zip(matrices, places[:-1].tolist(), strict=True):
         for part in _parts(matrix, transposed, width):

@@ -88,7 +88,7 @@ def _loss_and_likeliest(logits, target):
     return np.log(total), logits[target] - top, likeliest
 
 
-@jit(parallel=True)
+@jit(parallel=True, nogil=True)
 def losses_and_likeliest(logits, targets):
     """Losses (rows,) of logits (rows, V) against targets (rows,), and the index of each row's largest logit.
 
@@ -101,39 +101,3 @@ def losses_and_likeliest(logits, targets):
             log_total, correct, likeliest[row] = _loss_and_likeliest(logits[row], targets[row])
             losses[row] = log_total - correct
     return losses, likeliest
-
-
-@jit(reorder=True)
-def _log_sum_of_exp(logits, top):
-    total = logits.dtype.type(0)
-    for i in range(logits.size):
-        total += exp(logits[i] - top)
-    return np.log(total)
-
-
-@jit
-def _likeliest(logits):
-    """The place of the largest number; of the first NaN, if there is one."""
-    best = 0
-    for i in range(logits.size):
-        if logits[i] > logits[best] or np.isnan(logits[i]):
-            best = i
-            if np.isnan(logits[i]):
-                break
-    return best
-
-
-@jit(parallel=True, nogil=True)
-def log_probabilities(logits, tokens):
-    """For rows of logits (rows, V) and a token each: log softmax[token], the likeliest token, and its log softmax."""
-    rows = logits.shape[0]
-    chosen, likeliest, highest = np.empty(rows, logits.dtype), np.empty(rows, np.int64), np.empty(rows, logits.dtype)
-    counter = new_counter()
-    for _ in prange(WORKERS):
-        for row in pieces(counter, rows):
-            best = _likeliest(logits[row])
-            top = logits[row, best]
-            log_total = _log_sum_of_exp(logits[row], top)
-            likeliest[row], highest[row] = best, -log_total
-            chosen[row] = (logits[row, tokens[row]] - top) - log_total
-    return chosen, likeliest, highest

@@ -320,7 +320,7 @@ def _multiply(plan, a, a_transposed, b, b_transposed, c, add, bias, shared, pack
                          packed[worker], partial_tiles[worker])
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An empty array whose rows begin where cache lines do: a load that straddles two of them counts twice."""
     line = 64 // dtype.itemsize
     rows, length = math.prod(shape[:-1]), -(-shape[-1] // line) * line
@@ -350,9 +350,9 @@ def _workspace(dtype: np.dtype, bfloat16: bool, threads: int) -> _Workspace:
         layout = layout_of(packed)
         workspaces[key] = _Workspace(
             layout,
-            _aligned((SHARED_BYTES // dtype.itemsize,), packed),
-            _aligned((threads, PIECE_BYTES // dtype.itemsize), packed),
-            _aligned((threads, layout.tile_rows * layout.tile_columns), dtype),
+            aligned((SHARED_BYTES // dtype.itemsize,), packed),
+            aligned((threads, PIECE_BYTES // dtype.itemsize), packed),
+            aligned((threads, layout.tile_rows * layout.tile_columns), dtype),
         )
     return workspaces[key]
 

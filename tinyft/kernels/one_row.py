@@ -1,4 +1,4 @@
-"""One row times a matrix, which is what decoding a token takes: bound by reading the matrix, not by arithmetic."""
+"""One row times a matrix that isn't packed: bound by reading the matrix, not by arithmetic."""
 
 from numba import prange
 

@@ -169,7 +169,7 @@ def is_rounded(typingctx, weights):
 
 
 @jit
-def scales_per_panel(weights, depth, width):
+def scales_per_panel(depth, width):
     """How many scales a panel of so much depth has."""
     return (depth + GROUP - 1) // GROUP * width
 
@@ -246,9 +246,9 @@ def expand_panel(panel, panel_start, scales, scales_start, depth, out):
 def weight_at(panels, start, scales, scales_start, depth, k, column, like):
     """B[k, column] of a matrix that is kept as panels from `start` on, as a float."""
     lanes, items = lanes_of(like), items_per_k(panels, like)
-    panel, lane = column // (TILE_VECTORS * lanes), column % (TILE_VECTORS * lanes)
     width = TILE_VECTORS * lanes
-    scale = scales_start + panel * scales_per_panel(panels, depth, width) + k // GROUP * width + lane
+    panel, lane = column // width, column % width
+    scale = scales_start + panel * scales_per_panel(depth, width) + k // GROUP * width + lane
     return _stored_at(panels, start + panel * depth * items + k * items, lane, lanes, scales, scale, like)
 
 
@@ -347,10 +347,9 @@ def prepare_bfloat16(source, transposed, depth, columns, kept, start, threads):
 def prepare_int8(source, transposed, depth, columns, kept, start, scales, scales_start, threads):
     """The same, rounded to int8, with scales[scales_start:] for each GROUP of k and each column."""
     width, counter = TILE_VECTORS * lanes_of(source), new_counter()
-    groups = (depth + GROUP - 1) // GROUP
     for _ in prange(threads):
         floats = np.empty(depth * width, source.dtype)
         for panel in pieces(counter, (columns + width - 1) // width):
             _pack_panel(source, transposed, depth, columns, panel, floats, 0)
             _keep_in_8_bits(floats, depth, kept, start + panel * depth * width,
-                            scales, scales_start + panel * groups * width)
+                            scales, scales_start + panel * scales_per_panel(depth, width))

@@ -184,7 +184,7 @@ def _multiply_panel(weights, start, scales_start, depth, packed, rows, tiles, ex
     items, groups = items_per_k(panels, tiles), _groups(rows)
     for k in range(0, depth, DEPTH):
         n, at = min(DEPTH, depth - k), start + k * items
-        scale = scales_start + scales_per_panel(panels, k, width)
+        scale = scales_start + scales_per_panel(k, width)
         expand = is_rounded(panels) and groups > 1
         if expand:
             expand_panel(panels, at, weights.scales, scale, n, expanded)
@@ -210,7 +210,7 @@ def _product_stage(team, stage, weights, matrix, depth, columns, bias, packed, r
         left = panel * width
         n_columns = min(width, columns - left)
         _multiply_panel(weights, start + panel * per_panel,
-                        scales_start + panel * scales_per_panel(weights.panels, depth, width),
+                        scales_start + panel * scales_per_panel(depth, width),
                         depth, packed, rows, tiles, expanded)
         _finish_tiles(tiles, rows, width, n_columns, bias[left : left + n_columns], out, left, columns, kind)
         _finish(team, stage)
