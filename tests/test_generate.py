@@ -1,5 +1,8 @@
 """From prompts to replies: which tokens, where they end, in what order they come, and as text."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from small import make_model, write_tokenizer
@@ -349,3 +352,18 @@ def test_replies_to_entries(talker, capsys):
     for entry, text in zip(entries, replies, strict=True):
         ids = encode_prompt(entry.asked, style, TOKENIZER)
         assert text == ("" if len(ids) >= 128 else reply(talker, TOKENIZER, ids, max_new_tokens=len(entry.output)))
+
+
+def test_the_copy_of_a_models_weights_is_gone_with_the_reply(monkeypatch):
+    """Without waiting for the garbage collector: it is as large as the model."""
+    made = []
+    prepare = Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *args, **more: made.append(weakref.ref(self))
+                        or prepare(self, *args, **more))
+    gc.disable()
+    try:
+        list(generate(make_model(), [1, 2], max_new_tokens=2))
+        reply_all(make_model(), TOKENIZER, [[1, 2], [3]], max_new_tokens=2)
+        assert len(made) == 2 and [engine() for engine in made] == [None, None]
+    finally:
+        gc.enable()

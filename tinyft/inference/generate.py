@@ -14,9 +14,14 @@ from .scheduler import Request, Scheduler, scheduler_of
 MANY = 64  # requests that are computed at once
 
 
-def engine_for(model: Engine | GPT2, requests: int = 1) -> Engine:
-    """An engine as it is, or one for so many requests to a model as its weights are now; that copies them."""
-    return model if isinstance(model, Engine) else Engine(model, max_rows=max(1, min(MANY, requests)))
+def scheduler_for(model: Engine | GPT2, requests: int = 1) -> Scheduler:
+    """An engine's scheduler, or one for so many requests to a model as its weights are now; that copies them.
+
+    Nothing refers back to the second one, so that the copy is gone as soon as it is.
+    """
+    if isinstance(model, Engine):
+        return scheduler_of(model)
+    return Scheduler(Engine(model, max_rows=max(1, min(MANY, requests))))
 
 
 def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200,
@@ -30,7 +35,7 @@ def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int
     """
     ends = () if stop is None else (stop,) if isinstance(stop, Integral) else stop
     request = Request(prompt, max_new_tokens=max_new_tokens, ends=ends, sampling=Sampling(**sampling), rng=rng)
-    scheduler = scheduler_of(engine_for(model))
+    scheduler = scheduler_for(model)
     scheduler.check(request)
     return stream(scheduler, request)
 

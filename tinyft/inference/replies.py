@@ -10,9 +10,9 @@ from ..data.prompts import Style, encode_prompt, end_of_reply, find_style
 from ..gpt2 import GPT2
 from ..tokenizer import Tokenizer
 from .engine import Engine
-from .generate import carry_out, engine_for
+from .generate import carry_out, scheduler_for
 from .sampling import Sampling
-from .scheduler import Request, scheduler_of
+from .scheduler import Request
 from .text import TextStream
 
 
@@ -23,7 +23,7 @@ def run_all(model: Engine | GPT2, tokenizer: Tokenizer, requests: Sequence[Reque
     stop_strings: texts that end a reply. what: progress is shown under this name, if there is one.
     ValueError names the request that can't be carried out; none is, then.
     """
-    scheduler = scheduler_of(engine_for(model, len(requests)))
+    scheduler = scheduler_for(model, len(requests))
     texts, read = [TextStream(tokenizer, stop_strings) for _ in requests], [0] * len(requests)
     for number in carry_out(scheduler, requests, what=what):
         request, text = requests[number], texts[number]

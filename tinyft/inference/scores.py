@@ -8,8 +8,8 @@ import numpy as np
 
 from ..gpt2 import GPT2
 from .engine import Engine
-from .generate import carry_out, engine_for
-from .scheduler import Request, TokenLogprob, scheduler_of
+from .generate import carry_out, scheduler_for
+from .scheduler import Request, TokenLogprob
 
 
 def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *,
@@ -26,7 +26,7 @@ def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequenc
             raise ValueError(f"log_probabilities: pair {number} has no prompt, expected at least one token, such as "
                              "the end-of-text token")
         requests.append(Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt)))
-    scheduler = scheduler_of(engine_for(model, len(requests)))
+    scheduler = scheduler_for(model, len(requests))
     for _ in carry_out(scheduler, requests, what=what, unit="text", name="pair"):
         pass
     return [request.prompt_logprobs for request in requests]
