@@ -73,7 +73,8 @@ def prepare(model: GPT2, kept_as: str = "float32", done_with: Callable[[np.ndarr
     sizes = [_size_of(matrix, transposed, width, kept_as) for matrix, transposed in matrices]
     places = np.cumsum([(0, 0), *sizes], axis=0, dtype=np.int64)
     # NumPy asks for large pages where the system has them, so that fewer addresses have to be looked up.
-    kept = aligned((int(places[-1, 0]),), number if kept_as == "float32" else np.dtype(KEPT_AS[kept_as]))
+    n_kept = int(places[-1, 0])
+    kept = aligned((n_kept,), number if kept_as == "float32" else np.dtype(KEPT_AS[kept_as]))[:n_kept]
     scales = np.empty(places[-1, 1], number)
     for (matrix, transposed), (start, scales_start) in zip(matrices, places[:-1].tolist(), strict=True):
         for part in _parts(matrix, transposed, width):
