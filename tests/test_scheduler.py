@@ -357,7 +357,7 @@ def test_those_that_wait_for_a_prompt_keep_their_order():
 @pytest.mark.parametrize("prompt, count, n_blocks, words", [
     ([], 5, None, f"the prompt has 0 tokens, expected 1 to {CONTEXT - 1}"),
     ([1] * CONTEXT, 1, None, f"the prompt has {CONTEXT} tokens, expected 1 to {CONTEXT - 1}"),
-    ([1] * (CONTEXT + 1), 0, None, f"the prompt has {CONTEXT + 1} tokens, expected 1 to {CONTEXT}"),
+    ([1] * (CONTEXT + 2), 0, None, f"the prompt has {CONTEXT + 2} tokens, expected 1 to {CONTEXT + 1}"),
     ([1, V], 5, None, f"the token {V}, expected 0 to {V - 1}"), ([1, -1], 5, None, "the token -1"),
     ([1] * 60, 10, 2, "take 3 blocks of the cache, which has 2; ask for fewer tokens"),
     ([1], 1000, 3, "take 4 blocks of the cache"),

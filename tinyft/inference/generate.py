@@ -56,19 +56,18 @@ def stream(scheduler: Scheduler, request: Request) -> Iterator[int]:
         scheduler.cancel(request)
 
 
-def carry_out(scheduler: Scheduler, requests: Sequence[Request], *, what: str = "", unit: str = "reply",
-              name: str = "prompt") -> Iterator[int]:
+def carry_out(scheduler: Scheduler, requests: Sequence[Request], *, what: str = "",
+              unit: str = "reply") -> Iterator[int]:
     """Run requests together -> the number of one, each time that it has got tokens or has ended.
 
-    what: progress is shown under this name, in so many `unit`s, if there is one. ValueError names the request, as
-    `name` and its number, that can't be carried out; none is, then. Those that are left when nobody asks on are
-    cancelled.
+    what: progress is shown under this name, in so many `unit`s, if there is one. ValueError names the prompt
+    that can't be carried out; none is, then. Those that are left when nobody asks on are cancelled.
     """
     for number, request in enumerate(requests):
         try:
             scheduler.check(request)
         except ValueError as error:
-            raise ValueError(str(error) if len(requests) == 1 else f"{name} {number + 1}: {error}") from None
+            raise ValueError(str(error) if len(requests) == 1 else f"prompt {number + 1}: {error}") from None
     left, seen = set(range(len(requests))), [0] * len(requests)
     try:
         # In the order of a dictionary, so that prompts with a common beginning come one after the other.

@@ -41,11 +41,11 @@ class Request:
 
     def __init__(self, prompt: Sequence[int], *, max_new_tokens: int, ends: Collection[int] = (),
                  sampling: Sampling = GREEDY, rng: np.random.Generator | None = None,
-                 top_logprobs: int | None = None, scored_from: int | None = None):
+                 top_logprobs: int | None = None, scored_from: int | None = None, alternatives: Sequence[int] = ()):
         """max_new_tokens: 0 for scores of the prompt alone. ends: tokens that end the reply, and don't belong to it.
         rng: for a temperature above 0. top_logprobs: None for no log-probabilities, or of how many of the likeliest
-        tokens beside the chosen one. scored_from: also those of the prompt's tokens, from this one on.
-        ValueError where one of these makes no sense.
+        tokens beside the chosen one. scored_from: also those of the prompt's tokens, from this one on. alternatives:
+        tokens that are scored as well, in the place of the last one. ValueError where one of these makes no sense.
         """
         if sampling.temperature > 0 and rng is None:
             raise ValueError("Request: a temperature above 0 needs a random generator, such as "
@@ -59,10 +59,11 @@ class Request:
                 raise ValueError(f"Request: {name} is {value!r}, expected a whole number of at least 0")
         self.prompt = ids.astype(np.int64)
         self.max_new_tokens, self.ends, self.sampling, self.rng = max_new_tokens, frozenset(ends), sampling, rng
-        self.top_logprobs, self.scored_from = top_logprobs, scored_from
+        self.top_logprobs, self.scored_from, self.alternatives = top_logprobs, scored_from, tuple(alternatives)
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.alternative_logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
         self.error = ""
         self.n_shared = 0  # tokens of the prompt that were in the cache already
@@ -142,13 +143,15 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """ValueError for a request whose prompt is empty, has unknown tokens, or leaves no room."""
         config, prompt = self.engine.config, request.prompt
-        room = config.n_positions - (request.max_new_tokens > 0)
+        # The last token of a prompt that is only scored isn't read itself.
+        room = config.n_positions + (-1 if request.max_new_tokens else 1)
         if not 1 <= len(prompt) <= room:
             raise ValueError(f"the prompt has {len(prompt)} tokens, expected 1 to {room} for this model's context of "
                              f"{config.n_positions}; shorten it")
-        if prompt.min() < 0 or prompt.max() >= config.vocab_size:
-            wrong = prompt.max() if prompt.max() >= config.vocab_size else prompt.min()
-            raise ValueError(f"the prompt has the token {wrong}, expected 0 to {config.vocab_size - 1}")
+        for what, tokens in (("the prompt has", prompt), ("alternatives have", np.array(request.alternatives, int))):
+            wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+            if len(wrong):
+                raise ValueError(f"{what} the token {wrong[0]}, expected 0 to {config.vocab_size - 1}")
         beyond = [token for token in request.sampling.logit_bias if token >= config.vocab_size]
         if beyond:
             raise ValueError(f"logit_bias has the token {beyond[0]}, expected ids from 0 to {config.vocab_size - 1}")
@@ -273,17 +276,21 @@ class Scheduler:
 
     def _note_results(self, places: Sequence[tuple[_Job, int]], logits: np.ndarray) -> list[Request]:
         """Take note of what follows tokens, given as (job, position) -> the requests that got a token, or ended."""
-        scored, last = [], []
+        scored, alternatives, last = [], [], []
         for row, (job, position) in enumerate(places):
-            following = job.request.prompt[position + 1 : position + 2]
+            following = job.request.prompt[position + 1 :]
             if len(following):
                 scored.append((row, job.request, int(following[0])))
-            else:
+            if len(following) == 1:
+                alternatives += [(row, job.request, token) for token in job.request.alternatives]
+            if not len(following):
                 last.append((row, job))
         for request, found in _described(logits, scored):
             request.prompt_logprobs.append(found)
             if math.isnan(found.logprob):
                 request.error = NO_NUMBERS
+        for request, found in _described(logits, alternatives):
+            request.alternative_logprobs.append(found)
         likeliest = np.argmax(logits, axis=1) if last else []
         chosen = [(row, job, self._choose(job, logits[row], int(likeliest[row]))) for row, job in last]
         described = [(row, job.request, token) for row, job, token in chosen

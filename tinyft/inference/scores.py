@@ -1,7 +1,7 @@
 """How likely a text is by the model: of a continuation, token by token, and of a long text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,24 +12,45 @@ from .generate import carry_out, scheduler_for
 from .scheduler import Request, TokenLogprob
 
 
+def score_each(model: Engine | GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, top: int = 0,
+               what: str = "") -> Iterator[tuple[int, list[TokenLogprob]]]:
+    """(number of a pair, what `log_probabilities` gives for it), as soon as each is known; see below."""
+    groups: dict[tuple, list[int]] = {}  # of pairs that differ in their last token alone, which cost one pass
+    for number, (prompt, continuation) in enumerate(pairs):
+        if not len(prompt):
+            raise ValueError(f"log_probabilities: pair {number + 1} has no prompt, expected at least one token, such "
+                             "as the end-of-text token")
+        groups.setdefault((len(prompt), len(continuation) > 0, (*prompt, *continuation[:-1])), []).append(number)
+    members, requests = list(groups.values()), []
+    for first, *others in members:
+        prompt, continuation = pairs[first]
+        requests.append(Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt),
+                                alternatives=[pairs[other][1][-1] for other in others if len(continuation)]))
+    scheduler = scheduler_for(model, len(requests))
+    for request, (first, *_) in zip(requests, members, strict=True):
+        try:
+            scheduler.check(request)
+        except ValueError as error:
+            raise ValueError(str(error) if len(pairs) == 1 else f"pair {first + 1}: {error}") from None
+    for index in carry_out(scheduler, requests, what=what, unit="text"):
+        request = requests[index]
+        first, *others = members[index]
+        yield first, request.prompt_logprobs
+        for other, last in zip(others, request.alternative_logprobs or [None] * len(others), strict=True):
+            yield other, [*request.prompt_logprobs[:-1], last] if last else []
+
+
 def log_probabilities_of_all(model: Engine | GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *,
                              top: int = 0, what: str = "") -> list[list[TokenLogprob]]:
     """For pairs of a prompt and its continuation, as token ids, what `log_probabilities` gives for each.
 
     What prompts have in common is computed once, and only the places before a token of a continuation meet the
-    vocabulary. top: how many of the likeliest tokens to list at each. what: progress is shown under this name.
-    ValueError names the pair that has no prompt (give it the end-of-text token), or that the context is too short for.
+    vocabulary. A pair may have one token more than the context. top: how many of the likeliest tokens to list at each.
+    what: progress is shown under this name. ValueError names the pair that has no prompt (give it the end-of-text
+    token), or that the context is too short for.
     """
-    requests = []
-    for number, (prompt, continuation) in enumerate(pairs, start=1):
-        if not len(prompt):
-            raise ValueError(f"log_probabilities: pair {number} has no prompt, expected at least one token, such as "
-                             "the end-of-text token")
-        requests.append(Request([*prompt, *continuation], max_new_tokens=0, top_logprobs=top, scored_from=len(prompt)))
-    scheduler = scheduler_for(model, len(requests))
-    for _ in carry_out(scheduler, requests, what=what, unit="text", name="pair"):
-        pass
-    return [request.prompt_logprobs for request in requests]
+    found = dict(score_each(model, pairs, top=top, what=what))
+    return [found[number] for number in range(len(pairs))]
 
 
 def log_probabilities(model: Engine | GPT2, prompt: Sequence[int], continuation: Sequence[int], *,
