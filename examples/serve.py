@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tinyft import cli
 from tinyft.data.prompts import PROMPT_STYLES, find_style
-from tinyft.hub import find_model
+from tinyft.hub import find_model, name_of
 from tinyft.inference.engine import load_engine
 from tinyft.inference.protocol import Served
 from tinyft.inference.scheduler import Request, Scheduler, scheduler_of
@@ -68,7 +68,7 @@ def main() -> None:
     threads = cli.use_threads(options.threads)
     folder = find_model(options.model)
     engine, tokenizer = load_engine(folder, weights=options.weights, max_rows=options.max_rows)
-    name = options.name or (name_of(folder.resolve()) if Path(options.model).is_dir() else options.model)
+    name = options.name or name_of(options.model)
     style = find_style(tokenizer, options.prompt_style)
     print(f"model     {name}: context {engine.config.n_positions}, weights in {options.weights} "
           f"({engine.weight_bytes / 1e6:.0f} MB), {threads} threads", flush=True)
@@ -81,11 +81,6 @@ def main() -> None:
     address = f"http://{host}:{listener.getsockname()[1]}"
     ready = f"serving   {address} (OpenAI's API under /v1; Ctrl-C ends)"
     http.serve(server, listener, lambda: print(ready, flush=True))
-
-
-def name_of(folder: Path) -> str:
-    """The folder's name; a run's, whose model stands in a folder of this name."""
-    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def check_access(host: str, key: str | None) -> str | None:

@@ -38,3 +38,11 @@ def find_model(name: str | os.PathLike) -> Path:
         raise ValueError(f"{name} has no weights in safetensors on the Hugging Face hub; load it in transformers, save "
                          "it with save_pretrained(folder), and give that folder")
     return folder
+
+
+def name_of(model: str | os.PathLike) -> str:
+    """What to call a model: its folder's name, or that of the run whose model/ it is; as it is if it is no folder."""
+    folder = Path(model).resolve()
+    if not folder.is_dir():
+        return str(model)
+    return folder.parent.name if folder.name == "model" else folder.name

@@ -41,7 +41,7 @@ class ProgressMeter:
             except ImportError:
                 return
             self.bar = tqdm(total=total, initial=initial, desc=description, unit=unit, leave=leave, file=sys.stderr,
-                            dynamic_ncols=True, smoothing=0.1, mininterval=0.5)
+                            dynamic_ncols=True, smoothing=0.1, mininterval=0.5, disable=False)
 
     def __enter__(self):
         return self

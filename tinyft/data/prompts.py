@@ -168,6 +168,22 @@ def end_of_reply(style: Style, tokenizer: Tokenizer) -> tuple[str, int]:
     return tokenizer.decode([id]), id
 
 
+def conversation_text(turns: Sequence[Turn], style: Style, tokenizer: Tokenizer, *, reply_follows: bool = True) -> str:
+    """A conversation as a chat template writes it down, with the ids that stand in front and the ends of replies.
+
+    reply_follows: with what asks for a reply. Without, the text ends with the last reply, open for more of it.
+    """
+    end, id = end_of_reply(style, tokenizer)
+    pieces = style.pieces(turns, reply_follows=reply_follows)
+    if not reply_follows:
+        last = max((i for i, (_, is_reply) in enumerate(pieces) if is_reply), default=len(pieces) - 1)
+        pieces = pieces[: last + 1]
+    closed = [is_reply and (reply_follows or i < len(pieces) - 1) for i, (_, is_reply) in enumerate(pieces)]
+    front = tokenizer.decode(tokenizer.bos_tokens) if isinstance(style, PromptStyle) else ""
+    behind = end if tokenizer.token_id(end) == id else ""
+    return front + "".join(text + behind * is_closed for (text, _), is_closed in zip(pieces, closed, strict=True))
+
+
 def encode_prompt(turns: Sequence[Turn], style: Style, tokenizer: Tokenizer) -> list[int]:
     """The ids that ask for a reply to a conversation: those of apply_chat_template(..., add_generation_prompt=True)."""
     ids, _ = encode_conversation(turns, style, tokenizer, reply_follows=True)

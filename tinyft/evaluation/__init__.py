@@ -1,0 +1,1 @@
+"""How good are a model's replies: public measures, a judge, people."""

@@ -1,0 +1,118 @@
+"""Tasks of the harness, run on one model: names, data, and what becomes of it."""
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+# Nothing of Hugging Face's is asked for but data, and no library has to know who runs this.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of standard errors: a process with running threads isn't to be forked
+
+import lm_eval  # noqa: E402 - reads the environment
+from lm_eval.tasks import TaskManager  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from ..files import one_line  # noqa: E402
+from .lm_eval import Notes, TinyftLM  # noqa: E402
+from .local_data import local_data  # noqa: E402
+from .measures import tasks_of  # noqa: E402
+from .stand_ins import stand_ins  # noqa: E402
+
+RESAMPLES = 1000  # for standard errors of what is no mean; the harness' 100,000 take minutes for an F1
+# What tasks raise whose data are not as they expect them.
+_OF_TASKS = (ValueError, ImportError, LookupError, AssertionError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of all models alike; as for `lm_eval`'s own command line."""
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    data_dir: Path | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    seed: int = 0
+    run_untrusted_code: bool = False
+
+
+def find_tasks(names: Sequence[str]) -> tuple[TaskManager, list[str]]:
+    """The harness' index of tasks, and the names of those that are meant. ValueError for one that doesn't exist."""
+    manager = TaskManager()
+    found = [task for name in names for task in tasks_of(name)]
+    for name in found:
+        if not manager.match_tasks([name]):
+            near = [task for task in manager.all_tasks if name.lower() in task.lower()][:8]
+            remedy = (f"is it one of {', '.join(near)}?" if near else
+                      "--list shows the measures, and `lm_eval ls tasks` all tasks of the harness")
+            raise ValueError(f"--tasks {name}: there is no such task; {remedy}")
+    return manager, list(dict.fromkeys(found))
+
+
+def run_tasks(model: TinyftLM, tasks: Sequence[str], manager: TaskManager, options: Options) -> dict[str, Any]:
+    """Ask a model all of it -> what `lm_eval.simple_evaluate` gives, with the samples. Answers are kept in model.known.
+
+    ValueError for data that can't be had, and for a task that asks for what can't be done.
+    """
+    with _quiet(), stand_ins(options.run_untrusted_code), local_data(options.data_dir) as missing:
+        try:
+            return lm_eval.simple_evaluate(
+                model, tasks=list(tasks), task_manager=manager, limit=options.limit, num_fewshot=options.num_fewshot,
+                apply_chat_template=options.apply_chat_template, fewshot_as_multiturn=options.apply_chat_template,
+                system_instruction=options.system_instruction, random_seed=options.seed,
+                numpy_random_seed=options.seed, torch_random_seed=None, fewshot_random_seed=options.seed,
+                bootstrap_iters=RESAMPLES,
+                # Whether code that a model has written is run is for the scorer to say, see `stand_ins`.
+                confirm_run_unsafe_code=True)
+        except _OF_TASKS as error:
+            if missing:
+                raise ValueError(f"these data are missing: {', '.join(map(str, dict.fromkeys(missing)))}") from error
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"the harness stopped with {type(error).__name__}: {one_line(error)}; do the data have "
+                             "the fields that the task reads? TINYFT_DEBUG=1 shows where") from error
+
+
+def programs_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(task_id, completion) of all programs that a model has written for HumanEval."""
+    return [(sample["doc"]["task_id"], completion) for sample in results["samples"].get("humaneval", ())
+            for completion in sample["resps"][0]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness tells much of what it does; here the progress of the model's answers is enough."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate", "huggingface_hub")]
+    levels, make_bar = [logger.level for logger in loggers], tqdm.__init__
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    tqdm.__init__ = partialmethod(make_bar, disable=True)  # but for those that say otherwise, as ours do
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.__init__ = make_bar
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def what_was_cut(notes: Mapping[str, Notes]) -> list[str]:
+    """Lines that say which tasks had to be cut to fit into the model's context."""
+    lines = []
+    for task, note in notes.items():
+        parts = [(note.cut, f"prompts cut on the left: {note.cut} of {note.asked}, by {note.lost_tokens} tokens"),
+                 (note.unscored, f"longer than the context: {note.unscored} texts to score"),
+                 (note.short, f"replies that the context ended: {note.short}")]
+        said = [text for count, text in parts if count]
+        if said:
+            lines.append(f"{task}: {'; '.join(said)}")
+    return lines
