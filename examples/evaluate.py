@@ -10,20 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyft import cli
+from tinyft import cli, read_entries
 from tinyft.data.prompts import PROMPT_STYLES
+from tinyft.evaluation.alpaca_eval import read_instructions, write_outputs
 from tinyft.evaluation.measures import MEASURES, sample_tasks
 from tinyft.evaluation.sandbox import describe
-from tinyft.files import make_writable_folder, write_text
+from tinyft.files import make_writable_folder, one_line, write_text
 from tinyft.hub import find_model, name_of
 from tinyft.inference.engine import load_engine
 
+TEST_ITEMS = Path(__file__).parent / "data" / "test_items.json"
 SAMPLES = Path(__file__).parent / "evaluation" / "samples"
 EXAMPLES = """\
   python examples/evaluate.py --model runs/tiny-world/model --compare weights/tiny-world --sample
   python examples/evaluate.py --model gpt2 --tasks hellaswag,lambada --limit 200
   python examples/evaluate.py --model runs/mine/model --tasks mmlu --num-fewshot 5 --data-dir my-data
   python examples/evaluate.py --model runs/mine/model --tasks humaneval --run-untrusted-code
+  python examples/evaluate.py --model runs/mine/model --alpaca-eval outputs.json --alpaca-data alpaca_eval.json
   python examples/evaluate.py --list
 """
 
@@ -47,6 +50,10 @@ def parse_arguments():
     add("--prompt-style", metavar="STYLE", help=f"for that: {', '.join(PROMPT_STYLES)}, or a file with a chat template "
         "(default: what the model's folder says, or else alpaca)")
     add("--system", metavar="TEXT", help="a system message before each question")
+    add("--alpaca-eval", type=cli.file_to_write, metavar="FILE",
+        help="answer AlpacaEval's instructions, and write that as alpaca_eval reads it (and of --compare, beside it)")
+    add("--alpaca-data", type=Path, metavar="FILE",
+        help="alpaca_eval.json, or any list of objects with instruction and dataset (default: from the hub)")
     add("--run-untrusted-code", action="store_true",
         help="run programs that the model has written (HumanEval), in a sandbox; what it holds is shown first")
     add("--weights", choices=("float32", "bfloat16", "int8"), default="float32", help="how weights are kept in memory")
@@ -58,8 +65,8 @@ def parse_arguments():
     options = parser.parse_args()
     if not options.list and options.model is None:
         parser.error("--model is missing")
-    if not (options.list or options.tasks or options.sample):
-        parser.error("expected --tasks, --sample or --list")
+    if not (options.list or options.tasks or options.sample or options.alpaca_eval):
+        parser.error("expected --tasks, --sample, --alpaca-eval or --list")
     if options.sample and options.data_dir:
         parser.error("--sample has data of its own; leave out --data-dir")
     return options
@@ -72,12 +79,16 @@ def main() -> None:
         print("\n".join(f"{measure.name:12}{measure.asks}" for measure in MEASURES.values()))
         return
     threads = cli.use_threads(options.threads)
-    harness = import_harness()
     if options.data_dir and not options.data_dir.is_dir():
         raise ValueError(f"--data-dir {options.data_dir}: there is no such folder")
-    manager, tasks = harness.find_tasks(chosen_tasks(options))
-    folders = [options.compare, options.model] if options.compare else [options.model]
-    names = names_for(folders)
+    models, wanted = [model for model in (options.compare, options.model) if model], chosen_tasks(options)
+    folders, names = [find_model(model) for model in models], names_for(models)
+    if options.alpaca_eval:
+        answer_alpaca_eval(folders, names, options)
+        if not (options.tasks or options.sample):
+            return
+    harness = import_harness()
+    manager, tasks = harness.find_tasks(wanted)
     found = []
     if options.run_untrusted_code:
         print(describe())
@@ -112,19 +123,19 @@ def chosen_tasks(options) -> list[str]:
     return found or list(samples)
 
 
-def names_for(folders: Sequence[str]) -> list[str]:
+def names_for(models: Sequence[str]) -> list[str]:
     """What the models are called in tables and files."""
-    names = [name_of(folder).replace("/", "--") for folder in folders]
+    names = [name_of(model).replace("/", "--") for model in models]
     return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, start=1)]
 
 
-def evaluate(harness, manager, tasks: Sequence[str], folder: str, name: str, threads: int, options) -> dict[str, Any]:
+def evaluate(harness, manager, tasks: Sequence[str], folder: Path, name: str, threads: int, options) -> dict[str, Any]:
     """Ask one model all of it, and write down what it said."""
     from tinyft.evaluation.humaneval import write_samples
     from tinyft.evaluation.known_answers import KnownAnswers, fingerprint
     from tinyft.evaluation.lm_eval import TinyftLM
 
-    engine, tokenizer = load_engine(find_model(folder), weights=options.weights)
+    engine, tokenizer = load_engine(folder, weights=options.weights)
     print(f"model     {name}: {folder}, context {engine.config.n_positions}, weights in {options.weights}, "
           f"{threads} threads", flush=True)
     known = KnownAnswers(options.output_dir / "answers" / f"{fingerprint(engine, tokenizer)}.sqlite")
@@ -147,6 +158,38 @@ def evaluate(harness, manager, tasks: Sequence[str], folder: str, name: str, thr
     if programs and not options.run_untrusted_code:
         print(write_samples(options.output_dir / name / "humaneval.jsonl", programs))
     return results
+
+
+def answer_alpaca_eval(folders: Sequence[Path], names: Sequence[str], options) -> None:
+    """Write each model's answers to AlpacaEval's instructions: the last one's to --alpaca-eval, another's beside it."""
+    entries = alpaca_instructions(options)
+    for folder, name in zip(folders, names, strict=True):
+        path = options.alpaca_eval
+        if name != names[-1]:
+            path = path.with_name(f"{path.stem}-{name}{path.suffix}")
+        engine, tokenizer = load_engine(folder, weights=options.weights)
+        written = write_outputs(engine, tokenizer, entries, path, name, limit=options.limit,
+                                prompt_style=options.prompt_style, what=f"{name}: AlpacaEval")
+        print(f"alpaca    {path}: {written}", flush=True)
+
+
+def alpaca_instructions(options) -> list[dict[str, str]]:
+    """What is asked: a file's instructions, or those of the hub; with --sample, questions of our own test items."""
+    if options.alpaca_data:
+        return read_instructions(options.alpaca_data)
+    if options.sample:
+        asked = [entry for entry in read_entries(TEST_ITEMS) if not entry.input]
+        return [{"instruction": entry.instruction, "dataset": entry.family} for entry in asked[:: len(asked) // 20]]
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return read_instructions(hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval.json", repo_type="dataset"))
+    except ImportError:
+        raise ValueError("AlpacaEval's instructions are on the hub: pip install huggingface_hub, or name a file with "
+                         "--alpaca-data") from None
+    except Exception as error:  # whatever the hub's library and its network raise
+        raise ValueError(f"AlpacaEval's instructions can't be fetched ({one_line(error)}); name a file of them with "
+                         "--alpaca-data") from error
 
 
 def write_results(results: dict[str, Any], folder: Path) -> None:

@@ -186,8 +186,9 @@ def show_results(output: Path, tests, few, asked, before, after) -> None:
     """Replies before and after side by side, scores, and where everything is; all replies and scores as files."""
     shown = [entry for entries in tests.values() for entry in entries]
     scored = any(entry.family for entry in shown)
-    write_json(output / "replies.json", [{**record(entry), "model_response": answer}
-                                         for entry, answer in zip(shown, after, strict=True)])
+    write_json(output / "replies.json", [
+        {**record(entry), **({"model_response_before": before[i]} if i in before else {}), "model_response": answer}
+        for i, (entry, answer) in enumerate(zip(shown, after, strict=True))])
     if shown:
         print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
     if scored:

@@ -5,7 +5,6 @@ together. SIGTERM and Ctrl-C let what runs finish.
 """
 
 import os
-from pathlib import Path
 
 from tinyft import cli
 from tinyft.data.prompts import PROMPT_STYLES, find_style

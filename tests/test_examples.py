@@ -53,7 +53,7 @@ def test_finetune_leaves_a_model_and_replies(tuned):
     records = json.loads((folder / "replies.json").read_text(encoding="utf-8"))
     assert len(records) == 4
     for entry, record in zip(ENTRIES[34:38], records, strict=True):
-        assert list(record) == ["instruction", "input", "output", "model_response"]
+        assert list(record) == ["instruction", "input", "output", "model_response_before", "model_response"]
         assert (record["instruction"], record["input"], record["output"]) == (entry.instruction, entry.input,
                                                                               entry.output)
         prompt = encode_prompt(entry.turns[:-1], PROMPT_STYLES["alpaca"], tokenizer)

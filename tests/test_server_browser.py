@@ -1,46 +1,23 @@
-"""The page to chat in, in a real browser by its keyboard (Chromium and chromedriver, as Debian has them; selenium).
-
-TINYFT_SCREENSHOT=FILE in the environment keeps a picture of it.
-"""
+"""The page to chat in, in a real browser by its keyboard."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
-from urllib.parse import urlsplit
-
 import pytest
+from browsing import Page as AnyPage
+from browsing import emulate, make_browser, needs_browser, picture
 from fake_scheduler import fake_server, rng_of
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from tiny import CONTEXT
 
-WHY_NOT = "needs pip install selenium '.[serve]'"
-webdriver = pytest.importorskip("selenium.webdriver", reason=WHY_NOT)
-pytest.importorskip("starlette", reason=WHY_NOT)
-pytest.importorskip("uvicorn", reason=WHY_NOT)
-
-from selenium.webdriver.chrome.service import Service  # noqa: E402 - what stands above may skip all this
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [pytest.mark.browser,
-              pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")]
+pytestmark = needs_browser
 STEP = 0.03  # seconds a token
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,760",
-                     "--disable-background-networking", "--disable-component-update", "--no-first-run"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
+    driver = make_browser()
     yield driver
     driver.quit()
 
@@ -51,39 +28,14 @@ def slow():
         yield url, server
 
 
-class Page:
-    """What a person does with the page, and sees of it."""
-
-    def __init__(self, browser, url: str):
-        self.browser, self.url = browser, url
-        browser.get_log("browser")
-        browser.get_log("performance")
-        browser.get(url)
-
-    def find(self, id: str):
-        return self.browser.find_element(By.ID, id)
-
-    def press(self, *keys: str) -> None:
-        """Type where the focus is."""
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    @property
-    def focus(self) -> str:
-        return self.browser.switch_to.active_element.get_attribute("id")
+class Page(AnyPage):
+    """The page to chat in."""
 
     def replies(self) -> list[str]:
         return [item.text for item in self.browser.find_elements(By.CSS_SELECTOR, "article.assistant")]
 
     def articles(self) -> list[str]:
         return [item.text for item in self.browser.find_elements(By.CSS_SELECTOR, "article")]
-
-    def wait(self, check, seconds: float = 15.0):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if result := check():
-                return result
-            time.sleep(0.02)
-        raise AssertionError(f"not within {seconds} s; the page says {self.articles()}, {self.find('status').text!r}")
 
     def wait_for_the_end(self) -> None:
         self.wait(lambda: self.find("send").is_enabled())
@@ -99,16 +51,6 @@ class Page:
 
     def ask(self, text: str) -> None:
         self.find("message").send_keys(text, Keys.ENTER)
-
-    def log(self, *allowed: str) -> None:
-        """No error in the console but of kinds that are allowed, and no request to another host."""
-        errors = [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"
-                  and entry["source"] not in allowed]
-        assert errors == []
-        events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
-        asked = {urlsplit(event["params"]["request"]["url"]) for event in events
-                 if event["method"] == "Network.requestWillBeSent"}
-        assert {url.netloc for url in asked if url.scheme != "data"} == {urlsplit(self.url).netloc}
 
 
 def test_a_conversation_by_keyboard(browser, slow):
@@ -149,8 +91,7 @@ def test_settings_and_a_new_chat(browser, slow):
     page.ask("Another question.")
     page.wait_for_the_end()
     assert page.replies() == [expected], "the seed makes it repeatable"
-    if path := os.environ.get("TINYFT_SCREENSHOT"):
-        browser.save_screenshot(path)
+    picture(browser)
     page.log()
 
 
@@ -214,20 +155,17 @@ def test_focus_order_and_labels(browser, slow):
         page.press(Keys.TAB)
         order.append(page.focus or browser.switch_to.active_element.tag_name)
     assert order == ["message", "send", "body", "new", "summary", "chat", "message"]
-    unnamed = browser.execute_script("""return [...document.querySelectorAll("input, textarea, button")].filter(
-        (item) => !item.labels?.length && !item.textContent.trim() && !item.getAttribute("aria-label")).length""")
-    assert unnamed == 0
+    assert page.unnamed() == 0
     assert browser.find_element(By.CSS_SELECTOR, "[role=log]").get_attribute("aria-live") == "polite"
 
 
 def test_dark_and_light(browser, slow):
     page, seen = Page(browser, slow[0]), []
     for scheme in ("light", "dark"):
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
-            {"name": "prefers-color-scheme", "value": scheme}]})
+        emulate(browser, scheme=scheme)
         colours = browser.execute_script(
             "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]")
         seen += [[sum(map(int, colour.strip("rgb()").split(", "))) for colour in colours]]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    emulate(browser)
     assert seen[0][0] > 600 > 200 > seen[0][1] and seen[1][0] < 200 < 600 < seen[1][1]
     assert page.focus == "message"

@@ -91,8 +91,8 @@ def _tasks_of_user() -> int:
 
 def _own_namespaces(scratch: str, readable: list[str], disk: int) -> bool:
     """Go on as the first process of a new world. True if the processes of its user are counted from 0."""
-    job_number = os.getpid()
     flags, uid, gid = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS, os.getuid(), os.getgid()
+    nobody = 60_000 + os.getpid() % 5000  # another one for each sandbox
     try:
         _call("unshare", flags)  # with the rights of an administrator
         as_root = True
@@ -107,10 +107,9 @@ def _own_namespaces(scratch: str, readable: list[str], disk: int) -> bool:
         status = os.wait()[1]
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     if as_root:  # from here on a user whom nothing belongs to, and whose processes can be counted
-        number = 60_000 + job_number % 5000
         os.setgroups([])
-        os.setresgid(number, number, number)
-        os.setresuid(number, number, number)
+        os.setresgid(nobody, nobody, nobody)
+        os.setresuid(nobody, nobody, nobody)
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
     return as_root or release >= (5, 14)  # before, a namespace shared the count of all that the user runs
@@ -131,7 +130,7 @@ def _own_files(scratch: str, readable: list[str], disk: int) -> None:
             os.close(os.open(inside, os.O_CREAT, 0o644))
         _call("mount", path, inside, None, MS_BIND | MS_REC, None)
     os.makedirs(root + root)
-    read_only = (ctypes.c_uint64 * 4)(MS_RDONLY | MS_NOSUID, 0, 0, 0)
+    read_only = (ctypes.c_uint64 * 4)(MS_RDONLY | MS_NOSUID, 0, 0, 0)  # struct mount_attr
     _call("syscall", SYS_MOUNT_SETATTR, -1, root, AT_RECURSIVE, read_only, ctypes.sizeof(read_only))
     _call("mount", b"tmpfs", root + root, b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=777,nr_inodes=10000,size=%d" % disk)
     os.chdir(root)

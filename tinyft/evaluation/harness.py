@@ -1,5 +1,6 @@
 """Tasks of the harness, run on one model: names, data, and what becomes of it."""
 
+import functools
 import io
 import logging
 import os
@@ -7,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from .measures import tasks_of  # noqa: E402
 from .stand_ins import stand_ins  # noqa: E402
 
 RESAMPLES = 1000  # for standard errors of what is no mean; the harness' 100,000 take minutes for an F1
-# What tasks raise whose data are not as they expect them.
-_OF_TASKS = (ValueError, ImportError, LookupError, AssertionError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Options:
 
 def find_tasks(names: Sequence[str]) -> tuple[TaskManager, list[str]]:
     """The harness' index of tasks, and the names of those that are meant. ValueError for one that doesn't exist."""
-    manager = TaskManager()
+    manager = _index()
     found = [task for name in names for task in tasks_of(name)]
     for name in found:
         if not manager.match_tasks([name]):
@@ -55,6 +53,12 @@ def find_tasks(names: Sequence[str]) -> tuple[TaskManager, list[str]]:
                       "--list shows the measures, and `lm_eval ls tasks` all tasks of the harness")
             raise ValueError(f"--tasks {name}: there is no such task; {remedy}")
     return manager, list(dict.fromkeys(found))
+
+
+@functools.cache
+def _index() -> TaskManager:
+    """The harness' 14,000 descriptions of tasks, which take seconds to look through."""
+    return TaskManager()
 
 
 def run_tasks(model: TinyftLM, tasks: Sequence[str], manager: TaskManager, options: Options) -> dict[str, Any]:
@@ -72,13 +76,16 @@ def run_tasks(model: TinyftLM, tasks: Sequence[str], manager: TaskManager, optio
                 bootstrap_iters=RESAMPLES,
                 # Whether code that a model has written is run is for the scorer to say, see `stand_ins`.
                 confirm_run_unsafe_code=True)
-        except _OF_TASKS as error:
-            if missing:
-                raise ValueError(f"these data are missing: {', '.join(map(str, dict.fromkeys(missing)))}") from error
-            if isinstance(error, ValueError):
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # tasks and their templates are programs, which raise whatever they like
+            if isinstance(error, ValueError) and not missing:
                 raise
-            raise ValueError(f"the harness stopped with {type(error).__name__}: {one_line(error)}; do the data have "
-                             "the fields that the task reads? TINYFT_DEBUG=1 shows where") from error
+            files = ", ".join(map(str, dict.fromkeys(missing)))
+            remedy = (f"these files are missing: {files}" if missing else
+                      "do the data have the fields that the task reads?")
+            raise ValueError(f"the harness stopped with {type(error).__name__}: {one_line(error)}; {remedy} "
+                             "(TINYFT_DEBUG=1 shows where)") from error
 
 
 def programs_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -94,7 +101,7 @@ def _quiet() -> Iterator[None]:
     levels, make_bar = [logger.level for logger in loggers], tqdm.__init__
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    tqdm.__init__ = partialmethod(make_bar, disable=True)  # but for those that say otherwise, as ours do
+    tqdm.__init__ = functools.partialmethod(make_bar, disable=True)  # but for those that say otherwise, as ours do
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

