@@ -34,6 +34,14 @@ for kept_as, dtype in ("float32", "float32"), ("float32", "float64"), ("bfloat16
 """
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked as heavy runs only where it is asked for."""
+    if "heavy" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("heavy"):
+                item.add_marker(pytest.mark.skip(reason="heavy: python -m pytest -m heavy runs it"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def kernels_of_inference() -> Iterator[None]:
     """A second process compiles the largest kernels, where they aren't yet, while the first tests run."""

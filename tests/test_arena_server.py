@@ -217,6 +217,7 @@ def process(path: Path):
         child.communicate()
 
 
+@pytest.mark.heavy
 def test_what_was_acknowledged_survives_kill_9(path):
     acknowledged = []
 

@@ -9,7 +9,7 @@ from tiny import EXAMPLES
 from tinyft.kernels.threads import BRIEF_WAITING
 from tinyft.segments import lay_out
 
-sys.path.insert(0, str(EXAMPLES))
+sys.path.append(str(EXAMPLES))
 
 from benchmarks import account, busy, charts, machine, processes  # noqa: E402
 from benchmarks.timing import Table  # noqa: E402

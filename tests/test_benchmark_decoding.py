@@ -10,7 +10,7 @@ from tiny import EXAMPLES, make_model
 
 from tinyft import load_model, no_grad, save_model
 
-sys.path.insert(0, str(EXAMPLES))
+sys.path.append(str(EXAMPLES))
 
 from benchmarks import decoding, generators, serving  # noqa: E402
 from benchmarks.decoding import Work  # noqa: E402

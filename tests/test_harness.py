@@ -151,7 +151,7 @@ def test_results_in_the_form_of_the_harness(lm, manager, tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"num_fewshot": 2}, "no documents available for sampling.; these files are missing: .*sst2/train.jsonl"),
+    ({"num_fewshot": 2}, "no documents available for sampling; these files are missing: .*sst2/train.jsonl"),
     ({"data_dir": "nowhere"}, "no data in nowhere/nyu-mll/glue/sst2"),
 ])
 def test_data_that_are_missing(lm, manager, tmp_path, options, words):

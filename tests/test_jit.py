@@ -16,6 +16,7 @@ print(sum_of_squares(np.arange(4, dtype=np.float32)))
 NOTICE = "tinyft: compiling kernels"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bits", [512, 256, 128])
 def test_narrower_vectors(run_python, bits):
     """Tiles, packing and their edges depend on the width, so that each is a program of its own."""

@@ -130,6 +130,7 @@ def test_a_judge_that_refuses_all(files):
     assert "refused all 12 questions" in line and "the prompt is too long" in line
 
 
+@pytest.mark.heavy
 def test_a_killed_run_goes_on(files):
     seconds = 0.0
     with scripted(lambda body, number: says(f"{len(quoted(body))}", seconds=seconds * (number > 3))) as (url, server):

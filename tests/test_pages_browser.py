@@ -257,11 +257,12 @@ def test_a_server_that_has_gone_is_said(browser, path):
 
 @pytest.fixture
 def file(tmp_path) -> Path:
-    """A file of replies, the last of them hostile."""
+    """A file of replies, the last of them hostile. Half a surrogate is refused when it is read."""
+    hostile = HOSTILE.encode(errors="ignore").decode()
     entries = [{"instruction": f"Ask {i}", "input": "", "output": f"yes {i}", "family": "ab"[i % 2],
                 "model_response": f"reply {i}"} for i in range(5)]
-    entries.append({"instruction": HOSTILE, "input": HOSTILE, "output": HOSTILE, "family": "<b>c",
-                    "model_response": HOSTILE + "many words " * 100_000})
+    entries.append({"instruction": hostile, "input": hostile, "output": hostile, "family": "<b>c",
+                    "model_response": hostile + "many words " * 100_000})
     path = tmp_path / "replies.json"
     path.write_text(json.dumps(entries))
     return path

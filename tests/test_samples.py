@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tinyft.files import read_json_lines
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.append(str(EXAMPLES))
 
 import make_samples  # noqa: E402
 from task_samples import written  # noqa: E402

