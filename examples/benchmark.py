@@ -20,6 +20,7 @@ from benchmarks import (  # noqa: E402
     busy,
     charts,
     decoding,
+    evaluating,
     generators,
     kernels,
     machine,
@@ -36,14 +37,15 @@ from tinyft import cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "step", "account", "busy", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "evaluate", "step", "account", "busy", "start")
 CHARTED = ("matmul", "step", "decode")
-PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python")
+PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python", "lm-eval")
 EXAMPLES = """\
   python examples/benchmark.py
   python examples/benchmark.py --only loss --only step
   python examples/benchmark.py --only account             where every millisecond of a step goes
   python examples/benchmark.py --only decode --only serve     writing, and writing over HTTP
+  python examples/benchmark.py --only evaluate            questions in lm-eval's harness
   python examples/benchmark.py --only busy                how steps fare beside other programs
   python examples/benchmark.py --json numbers.json --chart chart.png
   python examples/benchmark.py --from numbers.json --chart chart.png
@@ -125,6 +127,8 @@ def run_part(part: str, table: Table, limits: dict[str, float], torch, options, 
         serving.measure(table, threads)
     elif part == "quality":
         quality.measure(table)
+    elif part == "evaluate":
+        evaluating.measure(table, options.without_torch, threads)
     elif part == "step":
         training.measure(table, options.without_torch, threads)
     elif part == "account":
@@ -158,6 +162,8 @@ def main() -> None:
     options = parse_arguments()
     if generators.MARK in (options.serve or ""):
         return generators.serve(options.serve)
+    if (options.serve or "").startswith(evaluating.MARK):
+        return evaluating.serve(options.serve)
     if options.serve == "account":
         return processes.serve(account.make_step())
     if options.serve:

@@ -46,6 +46,11 @@ class KnownAnswers:
         if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
             self._commit()
 
+    def forget(self) -> None:
+        """Let go of all that is kept."""
+        self._database.execute("delete from answers")
+        self._commit()
+
     def __enter__(self) -> "KnownAnswers":
         return self
 

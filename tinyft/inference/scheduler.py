@@ -343,7 +343,9 @@ def _described(logits: np.ndarray, wanted: Sequence[tuple[int, Request, int]]) -
     if not wanted:
         return []
     rows, requests, tokens = zip(*wanted, strict=True)
-    return list(zip(requests, describe(logits[list(rows)], tokens, [request.top_logprobs or 0 for request in requests]),
+    if rows != tuple(range(len(logits))):  # a copy of so many numbers takes a while
+        logits = logits[list(rows)]
+    return list(zip(requests, describe(logits, tokens, [request.top_logprobs or 0 for request in requests]),
                     strict=True))
 
 
