@@ -100,8 +100,7 @@ def main() -> None:
 
 def import_harness():
     """The part of tinyft that needs lm-eval."""
-    # Hugging Face's `evaluate`, which the harness imports, has this script's name, and this script's folder is searched
-    # before all others.
+    # Hugging Face's `evaluate` has this script's name, and this script's folder is searched before all others.
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     try:
         from tinyft.evaluation import harness
@@ -133,9 +132,9 @@ def evaluate(harness, manager, tasks: Sequence[str], folder: Path, name: str, th
     """Ask one model all of it, and write down what it said."""
     from tinyft.evaluation.humaneval import write_samples
     from tinyft.evaluation.known_answers import KnownAnswers, fingerprint
-    from tinyft.evaluation.lm_eval import TinyftLM
+    from tinyft.evaluation.lm_eval import ENGINE, TinyftLM
 
-    engine, tokenizer = load_engine(folder, weights=options.weights)
+    engine, tokenizer = load_engine(folder, weights=options.weights, **ENGINE)
     print(f"model     {name}: {folder}, context {engine.config.n_positions}, weights in {options.weights}, "
           f"{threads} threads", flush=True)
     known = KnownAnswers(options.output_dir / "answers" / f"{fingerprint(engine, tokenizer)}.sqlite")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import ModuleType
 
 import pytest
 from tiny import error_line, example, in_process
@@ -10,11 +11,11 @@ pytestmark = pytest.mark.harness
 pytest.importorskip("lm_eval", reason="needs pip install '.[evaluate]'")
 
 import datasets  # noqa: E402 - what stands above may skip all this
-import evaluate  # noqa: E402
 import pandas  # noqa: E402
 
 from tinyft import load_engine  # noqa: E402
 from tinyft.evaluation import harness  # noqa: E402
+from tinyft.evaluation import stand_ins as stand_ins_module  # noqa: E402
 from tinyft.evaluation.lm_eval import TinyftLM  # noqa: E402
 from tinyft.evaluation.local_data import local_data  # noqa: E402
 from tinyft.evaluation.measures import MEASURES, sample_tasks  # noqa: E402
@@ -116,8 +117,10 @@ def test_humaneval_comes_with_its_package(monkeypatch, tmp_path):
 
 # ---- scorers
 def test_scorers_that_stand_in():
-    before = evaluate.load
+    before = sys.modules.get("evaluate")
     with stand_ins(run_untrusted_code=False):
+        import evaluate
+
         squad = evaluate.load("squad_v2")
         import transformers.data.metrics.squad_metrics as squad_metrics
 
@@ -126,7 +129,18 @@ def test_scorers_that_stand_in():
     found = squad.compute(predictions=[{"id": "1", "prediction_text": "cat", "no_answer_probability": 0.0}],
                           references=[{"id": "1", "answers": {"text": ["the cat"], "answer_start": [0]}}])
     assert found["exact"] == 100
-    assert evaluate.load is before and SQUAD_METRICS not in sys.modules
+    assert sys.modules.get("evaluate") is before and SQUAD_METRICS not in sys.modules
+
+
+def test_other_scorers_are_those_of_the_library(monkeypatch):
+    real = ModuleType("evaluate")
+    real.load = lambda name, **options: (name, options)
+    with stand_ins(run_untrusted_code=False):
+        import evaluate
+
+        monkeypatch.setattr(stand_ins_module, "import_module", lambda name: real)
+        assert evaluate.load("bleu", experiment_id="1") == ("bleu", {"experiment_id": "1"})
+        assert sys.modules["evaluate"] is evaluate is not real
 
 
 # ---- tasks

@@ -5,11 +5,13 @@ and of about the lengths of the real ones, since how long a model takes does not
 """
 
 import importlib.util
+import io
 import json
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +84,11 @@ def make_data(folder: Path, seed: int) -> Path:
 
 def load(peer: str, folder: Path):
     """A model of the harness."""
-    from tinyft.evaluation.lm_eval import TinyftLM
+    from tinyft.evaluation.lm_eval import ENGINE, TinyftLM
     from tinyft.inference.engine import load_engine
 
     if peer == "tinyft":
-        return TinyftLM(*load_engine(folder))
+        return TinyftLM(*load_engine(folder, **ENGINE))
     import torch
     from lm_eval.models.huggingface import HFLM
 
@@ -119,9 +121,10 @@ def serve(name: str) -> None:
         if peer == "tinyft":  # nothing of an earlier turn may be known
             model.known.forget()
             model.engine.scheduler = None
-        begin = time.perf_counter()
-        results = harness.run_tasks(model, names, manager, options)
-        seconds = time.perf_counter() - begin
+        with redirect_stderr(io.StringIO()):  # bars, which the harness' own model shows whatever it is told
+            begin = time.perf_counter()
+            results = harness.run_tasks(model, names, manager, options)
+            seconds = time.perf_counter() - begin
         said = [sample["resps"] for sample in results["samples"][task]]
         print(json.dumps({"step": {"seconds": seconds, "said": said}, "peak": peak_megabytes()}), flush=True)
 
@@ -158,18 +161,13 @@ def measure(table: Table, without_torch: bool, threads: int) -> None:
     table.title("evaluate", "questions in lm-eval, GPT-2 124M, float32",
                 "hf: the harness' own model on PyTorch; times of a whole task; a model of random weights writes as "
                 "long as it may, 256 tokens")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = make_folder(Path(place) / "124M", GPT2_124M)
-        processes = {peer: Process(f"{MARK}{peer}", threads) for peer in peers}
-        try:
-            for process in processes.values():
-                process.__enter__()
-                process.step(json.dumps(str(folder)))
-            for name, task in TASKS.items():
-                _one_task(table, name, task, processes, Path(place))
-        finally:
-            for process in processes.values():
-                process.__exit__()
+        processes = {peer: stack.enter_context(Process(f"{MARK}{peer}", threads)) for peer in peers}
+        for process in processes.values():
+            process.step(json.dumps(str(folder)))
+        for name, task in TASKS.items():
+            _one_task(table, name, task, processes, Path(place))
 
 
 def _one_task(table: Table, name: str, task: Task, processes: dict[str, Process], place: Path) -> None:

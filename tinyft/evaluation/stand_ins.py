@@ -1,7 +1,8 @@
-"""Scorers that tasks of the harness take from elsewhere, and that may not be there.
+"""Libraries that tasks of the harness take scorers from, and that may not be there or would have to be fetched.
 
-HumanEval's and SQuAD's are programs on the hub, which `evaluate.load` fetches and runs; ReCoRD, CoQA and others import
-the scores of SQuAD from transformers, which has given them up.
+HumanEval's and SQuAD's scorers are programs on the hub, which `evaluate.load` fetches and runs; ReCoRD, CoQA and others
+import the scores of SQuAD from transformers, which has given them up. Hugging Face's `evaluate` itself is only imported
+where a task wants another of its scorers: it would import transformers and PyTorch where they are installed.
 """
 
 import sys
@@ -9,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-
-import evaluate
+from typing import Any
 
 from . import squad
 from .humaneval import CodeEval
@@ -21,17 +21,33 @@ SQUAD_METRICS = "transformers.data.metrics.squad_metrics"
 @contextmanager
 def stand_ins(run_untrusted_code: bool) -> Iterator[None]:
     """Within the block, tasks find these scorers. run_untrusted_code: whether HumanEval's runs programs."""
-    scorers = {"code_eval": CodeEval(run_untrusted=run_untrusted_code), "squad_v2": squad.SquadV2()}
-    load = evaluate.load
-    evaluate.load = lambda name, *rest, **options: (scorers[name] if name in scorers else load(name, *rest, **options))
-    made = _squad_metrics()
+    made = _squad_metrics() | {"evaluate": _evaluate(run_untrusted_code)}
+    before = {name: sys.modules[name] for name in made if name in sys.modules}
     sys.modules.update(made)
     try:
         yield
     finally:
-        evaluate.load = load
         for name in made:
             del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _evaluate(run_untrusted_code: bool) -> ModuleType:
+    """A module with `load`, which is all that tasks ask of evaluate."""
+    module = ModuleType("evaluate")
+    scorers = {"code_eval": CodeEval(run_untrusted=run_untrusted_code), "squad_v2": squad.SquadV2()}
+
+    def load(name: str, *rest, **options) -> Any:
+        if name in scorers:
+            return scorers[name]
+        sys.modules.pop("evaluate", None)
+        try:
+            return import_module("evaluate").load(name, *rest, **options)
+        finally:
+            sys.modules["evaluate"] = module
+
+    module.load = load
+    return module
 
 
 def _squad_metrics() -> dict[str, ModuleType]:
