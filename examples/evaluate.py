@@ -59,7 +59,8 @@ def parse_arguments():
     add("--weights", choices=("float32", "bfloat16", "int8"), default="float32", help="how weights are kept in memory")
     add("--output-dir", type=Path, default=Path("evaluations"), metavar="FOLDER",
         help="for results, and answers so far")
-    add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="of examples and of replies that are drawn")
+    add("--seed", type=cli.not_negative_int, default=1234, metavar="N",
+        help="of examples and of replies that are drawn; the default is the harness' own")
     add("--list", action="store_true", help="show the measures and end")
     parser.add_threads()
     options = parser.parse_args()
