@@ -14,7 +14,7 @@ from tinyft import cli
 from tinyft.evaluation.contestants import load_contestants, read_specs
 from tinyft.evaluation.journal import Journal
 from tinyft.evaluation.ratings import lmsys_rows, rate, table
-from tinyft.evaluation.votes import read_votes
+from tinyft.evaluation.votes import check_vote, read_votes
 from tinyft.files import write_json
 from tinyft.inference.prompt_files import read_prompts
 
@@ -37,8 +37,8 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("models", nargs="*", metavar="MODEL",
-        help="at least two: model folders, GPT-2s on the Hugging Face hub, or endpoints in OpenAI's protocol as "
-             "URL#NAME; NAME=MODEL says what one is called")
+        help="at least two: model folders, GPT-2s on the Hugging Face hub, or endpoints, OpenAI's protocol or "
+             "Ollama's, as URL#NAME; NAME=MODEL says what one is called")
     add("--votes", type=Path, default=Path("votes.jsonl"), metavar="FILE",
         help="where votes are added, a JSON object on each line")
     add("--prompts", type=Path, metavar="FILE",
@@ -49,7 +49,9 @@ def parse_arguments():
     add("--max-new-tokens", type=cli.positive_int, default=200, metavar="N", help="longest reply")
     add("--weights", choices=("float32", "bfloat16", "int8"), default="float32", help="how weights are kept in memory")
     add("--seed", type=cli.not_negative_int, default=0, metavar="N", help="of pairs, sides, replies and intervals")
-    add("--api-key", metavar="KEY", help="what endpoints want to see; or the environment variable TINYFT_API_KEY")
+    add("--api-key", metavar="KEY",
+        help="what endpoints want to see, sent to all that are named. Other users of this machine can see it on the "
+             "command line; they can't in the environment variable TINYFT_API_KEY")
     add("--port", type=cli.not_negative_int, default=8001, metavar="N", help="0 takes one that is free")
     add("--export", type=cli.file_to_write, metavar="FILE",
         help="write the votes there in the fields of LMSYS' data set, print the ratings, and end")
@@ -60,6 +62,9 @@ def parse_arguments():
 def main() -> None:
     """Load, listen, take votes; or export those that there are."""
     options = parse_arguments()
+    for path in (options.votes, options.prompts):
+        if options.export and path and options.export.resolve() == path.resolve():
+            raise ValueError(f"--export {options.export}: this file is read, and would be lost; choose another name")
     if options.export:
         return export(options)
     if web is None:
@@ -72,7 +77,7 @@ def main() -> None:
     named = read_specs(options.models)
     prompts = read_prompts(options.prompts) if options.prompts else []
     listener = web.listen("127.0.0.1", options.port)  # before large models are read for nothing
-    journal = Journal(options.votes)
+    journal = Journal(options.votes, check_vote)  # and so is this file checked
     if journal.repaired:
         print(journal.repaired, file=sys.stderr)
     cli.use_threads(options.threads)

@@ -70,6 +70,12 @@ def parse_arguments():
         parser.error("expected --tasks, --sample, --alpaca-eval or --list")
     if options.sample and options.data_dir:
         parser.error("--sample has data of its own; leave out --data-dir")
+    if options.tasks is not None and not options.tasks.strip(", "):
+        parser.error("--tasks names no task")
+    if options.prompt_style and not (options.apply_chat_template or options.alpaca_eval):
+        parser.error("--prompt-style is for --apply-chat-template and --alpaca-eval")
+    if options.alpaca_eval and options.alpaca_data and options.alpaca_eval.resolve() == options.alpaca_data.resolve():
+        parser.error("--alpaca-eval would overwrite --alpaca-data; name another file")
     return options
 
 
@@ -105,8 +111,8 @@ def import_harness():
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     try:
         from tinyft.evaluation import harness
-    except ModuleNotFoundError as error:
-        raise ValueError(f"evaluating needs {error.name}: pip install -e '.[evaluate]'") from None
+    except ImportError as error:
+        raise ValueError(f"evaluating needs {error.name}, or a newer one: pip install -e '.[evaluate]'") from None
     return harness
 
 
@@ -124,9 +130,18 @@ def chosen_tasks(options) -> list[str]:
 
 
 def names_for(models: Sequence[str]) -> list[str]:
-    """What the models are called in tables and files."""
-    names = [name_of(model).replace("/", "--") for model in models]
-    return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, start=1)]
+    """What the models are called: their folders' names, or where both have one name, the folders as they were given."""
+    names = [name_of(model) for model in models]
+    if len(set(names)) == len(names):
+        return names
+    if len(set(models)) == len(models):
+        return [model.rstrip("/") for model in models]
+    raise ValueError(f"--compare {models[0]}: that is --model; name another one")
+
+
+def folder_of(name: str) -> str:
+    """What a model's folder of results is called."""
+    return name.strip("./").replace("/", "--")
 
 
 def evaluate(harness, manager, tasks: Sequence[str], folder: Path, name: str, threads: int, options) -> dict[str, Any]:
@@ -151,12 +166,16 @@ def evaluate(harness, manager, tasks: Sequence[str], folder: Path, name: str, th
         raise
     if known.n_found:
         print(f"          {known.n_found} answers were known from an earlier run")
+    for line in harness.what_was_ignored(results, options.num_fewshot):
+        print(f"examples  {line}")
     for line in harness.what_was_cut(model.notes):
         print(f"cut       {line}")
-    write_results(results, options.output_dir / name)
+    write_results(results, options.output_dir / folder_of(name))
     programs = harness.programs_of(results)
     if programs and not options.run_untrusted_code:
-        print(write_samples(options.output_dir / name / "humaneval.jsonl", programs))
+        path = options.output_dir / folder_of(name) / "humaneval.jsonl"
+        write_samples(path, programs)
+        print(f"programs  {len(programs)} are in {path}, and none has run; --run-untrusted-code runs them in a sandbox")
     return results
 
 
@@ -166,7 +185,7 @@ def answer_alpaca_eval(folders: Sequence[Path], names: Sequence[str], options) -
     for folder, name in zip(folders, names, strict=True):
         path = options.alpaca_eval
         if name != names[-1]:
-            path = path.with_name(f"{path.stem}-{name}{path.suffix}")
+            path = path.with_name(f"{path.stem}-{folder_of(name)}{path.suffix}")
         engine, tokenizer = load_engine(folder, weights=options.weights)
         written = write_outputs(engine, tokenizer, entries, path, name, limit=options.limit,
                                 prompt_style=options.prompt_style, what=f"{name}: AlpacaEval")
@@ -197,6 +216,8 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     make_writable_folder(folder)
+    for old in [*folder.glob("samples_*.jsonl"), folder / "humaneval.jsonl"]:  # of other tasks, asked earlier
+        old.unlink(missing_ok=True)
     rest = {key: value for key, value in results.items() if key != "samples"}
     write_text(folder / "results.json", json.dumps(rest, indent=2, default=handle_non_serializable) + "\n")
     for task, samples in results.get("samples", {}).items():
@@ -210,12 +231,13 @@ def report(found: Sequence[dict[str, Any]], names: Sequence[str], folder: Path) 
 
     rows = rows_of(found)
     print(f"\n{table(rows, names)}\n")
-    saved = [f"{name}/results.json" for name in names]
+    saved = [f"{folder_of(name)}/results.json" for name in names]
     try:
         saved += ["scores.png"] if plot(rows, names, folder / "scores.png") else []
     except ImportError:
         print("no chart: it needs matplotlib (pip install matplotlib)")
-    print(f"saved to {folder}: {', '.join(saved)}; {names[-1]}/samples_*.jsonl has each question with its answer")
+    print(f"saved to {folder}: {', '.join(saved)}; each question with its answer is in "
+          f"{folder_of(names[-1])}/samples_*.jsonl")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Have a model judge replies: a score from 0 to 100 of each, or which of two is better.
 
 The judge is any model behind OpenAI's protocol or Ollama's, such as one that serve.py serves. What it says is kept as
-it comes, so that the same command goes on where it was interrupted, and asks nothing twice.
+it comes, so that the same command goes on where it was interrupted, and asks nothing twice; a judge with other weights
+at the same address and by the same name is only asked with --fresh.
 """
 
 import asyncio
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tinyft import cli
@@ -20,10 +21,11 @@ from tinyft.evaluation.agreement import (
     read_marks,
 )
 from tinyft.evaluation.apis import EndpointError
-from tinyft.evaluation.endpoints import Endpoint
+from tinyft.evaluation.endpoints import Endpoint, key_from_environment
 from tinyft.evaluation.journal import Journal
-from tinyft.evaluation.judge import Judge
+from tinyft.evaluation.judge import Judge, check_answer
 from tinyft.evaluation.judge_report import (
+    PLOT_SUFFIXES,
     check_drawing,
     plot_comparisons,
     plot_scores,
@@ -53,7 +55,7 @@ def parse_arguments():
     add("--api", choices=("auto", "openai", "ollama"), default="auto",
         help="the protocol; auto: OpenAI's for a URL that ends in /v1, Ollama's for port 11434, else what is found")
     add("--api-key", metavar="KEY", help="other users of this machine can't see it in the environment variable "
-        "OPENAI_API_KEY, but can on the command line")
+        "OPENAI_API_KEY, but can on the command line; the variable is sent over plain http to no other machine")
     add("--reply", metavar="KEY", help="the key of the replies to judge (default: model_response, or reply)")
     add("--before", type=Path, metavar="FILE",
         help="replies of another model to the same questions, such as the untuned one: scored as well, with the "
@@ -74,7 +76,9 @@ def parse_arguments():
     add("--output", type=cli.file_to_write, metavar="FILE",
         help="where judgements and summary go (default: judgements.json beside the replies, or comparisons.json)")
     add("--cache", type=cli.file_to_write, metavar="FILE",
-        help="where all that the judge says is kept (default: judge_cache.jsonl beside the output)")
+        help="where all that the judge says is kept, by its address and name: --fresh if it has other weights now "
+             "(default: judge_cache.jsonl beside the output)")
+    add("--fresh", action="store_true", help="ask also what is in the cache; the new answers count from then on")
     add("--plot", type=cli.file_to_write, metavar="FILE", help="draw the scores or outcomes, as .png, .svg or .pdf")
     return parser.parse_args()
 
@@ -86,6 +90,8 @@ def check(options) -> None:
     if options.thresholds[0] > options.thresholds[1]:
         raise ValueError("--thresholds: the first is above the second, expected the score for half right first")
     if options.plot:
+        if options.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise ValueError(f"--plot {options.plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
         check_drawing()
     options.output = options.output or options.replies.parent / ("comparisons.json" if options.compare else
                                                                  "judgements.json")
@@ -100,15 +106,18 @@ def check(options) -> None:
 
 async def ask(options, journal: Journal, work):
     """What `work` makes with the judge, and the settings that it was asked with."""
-    async with Endpoint(options.judge, options.judge_model, options.api,
-                        options.api_key or os.environ.get("OPENAI_API_KEY"), options.timeout) as endpoint:
+    key, said = (options.api_key, "") if options.api_key else key_from_environment(options.judge)
+    if said:
+        print(f"judge     {said}", flush=True)
+    async with Endpoint(options.judge, options.judge_model, options.api, key, options.timeout) as endpoint:
         judge = Judge(endpoint, journal, seed=options.seed, max_tokens=options.max_new_tokens,
-                      attempts=options.attempts, parallel=options.parallel)
+                      attempts=options.attempts, parallel=options.parallel, fresh=options.fresh)
         known = len(journal.records)
         try:
             found = await work(judge)
         except EndpointError as error:
-            kept = f"; {len(journal.records)} answers are kept in {options.cache}, and the same command goes on"
+            kept = (f"; {len(journal.records)} answers are kept in {options.cache}, and the same command "
+                    + ("begins anew" if options.fresh else "goes on"))
             raise ValueError(f"{error}{kept if len(journal.records) > known else ''}") from None
         print(f"judge     {endpoint.model} at {endpoint.root}: {judge.asked} answers, kept in {options.cache}"
               + f"; {judge.known} questions were known from there" * bool(judge.known))
@@ -141,8 +150,8 @@ def replies_by_column(items, others) -> dict[str, list[str]]:
     return {"score": after}
 
 
-def score(options, items, others, rubric, marks, journal: Journal) -> tuple[dict, list[str]]:
-    """Scores of the replies; what is to be written, and what is to be shown."""
+def score(options, items, others, rubric, marks, journal: Journal) -> tuple[dict, list[str], Callable[[], None]]:
+    """Scores of the replies; what is to be written, what is to be shown, and what draws them."""
     columns = replies_by_column(items, others)
     asked = [(item, reply) for replies in columns.values() for item, reply in zip(items, replies, strict=True)]
     verdicts, settings = asyncio.run(ask(options, journal, lambda judge: judge.scores(asked, rubric)))
@@ -167,14 +176,13 @@ def score(options, items, others, rubric, marks, journal: Journal) -> tuple[dict
         theirs = as_marks(read_judgements(options.agree_with, "scores", judgements))
         summary["other_judge"] = agreement(as_marks(verdict.value for verdict in verdicts), theirs, MARKS)
         lines += ["", *agreement_lines(summary["other_judge"], str(options.agree_with))]
-    if options.plot:
-        plot_scores(options.plot, found, f"scores by {settings['model']}")
     settings |= {"thresholds": list(options.thresholds), "rubric": rubric}
-    return {"kind": "scores", "settings": settings, "summary": summary, "judgements": judgements}, lines
+    return ({"kind": "scores", "settings": settings, "summary": summary, "judgements": judgements}, lines,
+            lambda: plot_scores(options.plot, found, f"scores by {settings['model']}"))
 
 
-def compare(options, items, others, rubric, journal: Journal) -> tuple[dict, list[str]]:
-    """Which replies are better; what is to be written, and what is to be shown."""
+def compare(options, items, others, rubric, journal: Journal) -> tuple[dict, list[str], Callable[[], None]]:
+    """Which replies are better; what is to be written, what is to be shown, and what draws it."""
     compared, settings = asyncio.run(ask(options, journal, lambda judge: judge.comparisons(items, others, rubric)))
     names = (items[0].name or str(options.replies), others[0].name or str(options.compare))
     judgements = [{"index": index, "family": item.family, "question": item.turns[-1].content, "reply": item.reply,
@@ -187,10 +195,10 @@ def compare(options, items, others, rubric, journal: Journal) -> tuple[dict, lis
         theirs = read_judgements(options.agree_with, "comparisons", judgements)
         summary["other_judge"] = agreement([pair.outcome for pair in compared], theirs, OUTCOMES)
         lines += ["", *agreement_lines(summary["other_judge"], str(options.agree_with))]
-    if options.plot:
-        plot_comparisons(options.plot, summary["families"] | {"all": summary["all"]}, f"{names[0]} against {names[1]}")
     settings |= {"compare": str(options.compare), "rubric": rubric}
-    return {"kind": "comparisons", "settings": settings, "summary": summary, "judgements": judgements}, lines
+    families = summary["families"] | {"all": summary["all"]}
+    return ({"kind": "comparisons", "settings": settings, "summary": summary, "judgements": judgements}, lines,
+            lambda: plot_comparisons(options.plot, families, f"{names[0]} against {names[1]}"))
 
 
 def main() -> None:
@@ -200,17 +208,19 @@ def main() -> None:
     items, others, rubric, marks = read_all(options)
     print(f"replies   {options.replies}: {len(items)}" + f" beside {options.compare or options.before}" * bool(others),
           flush=True)
-    journal = Journal(options.cache)
+    journal = Journal(options.cache, check_answer)
     if journal.repaired:
         print(f"          {journal.repaired}")
     try:
         if options.compare:
-            found, lines = compare(options, items, others, rubric, journal)
+            found, lines, draw = compare(options, items, others, rubric, journal)
         else:
-            found, lines = score(options, items, others, rubric, marks, journal)
+            found, lines, draw = score(options, items, others, rubric, marks, journal)
     finally:
         journal.close()
     write_json(options.output, found)
+    if options.plot:
+        draw()
     print("", *lines, "", f"saved to {options.output}" + f" and {options.plot}" * bool(options.plot), sep="\n")
 
 

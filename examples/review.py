@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from tinyft import cli
-from tinyft.evaluation.journal import Journal
-from tinyft.evaluation.review import Review, marks_path, read_replies, summary_table
+from tinyft.evaluation.journal import Journal, read_journal
+from tinyft.evaluation.review import Review, check_mark, marks_path, read_replies, summary_table
 from tinyft.files import write_json
 
 try:
@@ -46,29 +46,40 @@ def main() -> None:
         raise ValueError(f"--port {options.port}: expected at most 65535")
     replies = read_replies(options.replies, options.reply)
     path = options.marks or marks_path(options.replies)
-    if options.export and not path.exists():
-        raise ValueError(f"{path}: there are no marks yet; review the replies first, without --export")
-    if web is None and not options.export:
+    if options.export:
+        return export(options, replies, path)
+    if web is None:
         raise ValueError("the review needs starlette and uvicorn: pip install -e '.[arena]'")
-    journal = Journal(path)
+    journal = Journal(path, check_mark)
     if journal.repaired:
         print(journal.repaired, file=sys.stderr)
     review = Review(replies, journal)
-    if options.export:
-        marks = review.exported()
-        write_json(options.export, marks)
-        print(summary_table(review.summary()))
-        print(f"{len(marks)} mark{'s' * (len(marks) != 1)} written to {options.export}")
-        return
     from tinyft.evaluation.review_server import ReviewServer
 
     listener = web.listen("127.0.0.1", options.port)
     others = f"; {review.n_others} of other replies are left alone" if review.n_others else ""
-    print(f"replies   {options.replies}: {len(replies)}\nmarks     {path}: {len(review.exported())} so far{others}")
+    print(f"replies   {options.replies}: {len(replies)}")
+    print(f"marks     {path}: {review.summary()[0]['marked']} so far{others}")
     ready = f"serving   http://127.0.0.1:{listener.getsockname()[1]} (Ctrl-C ends)"
     server = ReviewServer(review, str(options.replies))
     if web.serve_until_signal(server, listener, lambda: print(ready, flush=True)):
         raise KeyboardInterrupt
+
+
+def export(options, replies, path: Path) -> None:
+    """The marks as a JSON list, and the shares as text. The page may be open meanwhile."""
+    for read in (options.replies, path):
+        if options.export.resolve() == read.resolve():
+            raise ValueError(f"--export {options.export}: this file is read, and would be lost; choose another name")
+    if not path.exists():
+        raise ValueError(f"{path}: there are no marks yet; review the replies first, without --export")
+    review = Review(replies, read_journal(path, check_mark))
+    rows, summary = review.exported(), review.summary()
+    write_json(options.export, rows)
+    print(summary_table(summary))
+    n_marks = summary[0]["marked"]
+    notes = f", and {len(rows) - n_marks} of notes alone," if len(rows) > n_marks else ""
+    print(f"{n_marks} mark{'s' * (n_marks != 1)}{notes} written to {options.export}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Scripted:
     def start(self) -> None:
         """Nothing to start."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing to end."""
 
     async def stream(self, turns, **how) -> AsyncIterator[str]:

@@ -73,12 +73,12 @@ def test_votes_of_an_earlier_run_count_for_the_choice(path):
         arena = make_arena(path, Scripted("a"), Scripted("b"))
         for _ in range(3):
             arena.vote((await finished(arena)).id, "a", "")
-        arena.close()
+        await arena.close()
 
     async def second():
         arena = make_arena(path, *map(Scripted, "abc"))
         pairs = Counter([(await finished(arena)).pair for _ in range(6)])
-        arena.close()
+        await arena.close()
         return pairs
 
     asyncio.run(first())
@@ -235,7 +235,7 @@ def test_a_queue_asks_each_prompt_once_and_remembers(path):
             arena.vote(battle.id, "a", "")
         assert arena.queue.n_done == 2
         await finished(arena, None)  # without a vote
-        arena.close()
+        await arena.close()
         return asked
 
     async def second():
@@ -245,7 +245,7 @@ def test_a_queue_asks_each_prompt_once_and_remembers(path):
         arena.vote(battle.id, "a", "")
         with pytest.raises(Refused, match="all prompts of the file have been voted on"):
             arena.begin(None)
-        arena.close()
+        await arena.close()
         return battle.prompt
 
     assert asyncio.run(first()) == ["one", "two"] and asyncio.run(second()) == "three"
@@ -284,6 +284,69 @@ def test_what_came_to_nothing_is_asked_again_after_the_others(path):
         return order
 
     assert asyncio.run(run()) == ["three", "one", "two"]
+
+
+def test_a_prompt_at_which_models_always_fail_is_given_up(path, capsys):
+    async def run():
+        failing = Scripted("failing", RuntimeError("too long"))
+        arena = make_arena(path, Scripted("fine"), failing, prompts=prompt_lines("long one", "two"))
+        asked = []
+        for _ in range(6):
+            battle = await finished(arena, None)
+            asked.append(battle.prompt)
+            if battle.prompt == "two":
+                failing.says = (RuntimeError("too long"),)
+                arena.skip(battle.id)
+            else:
+                failing.says = ("Yes.",)
+        assert asked == ["long one", "two"] * 3 and arena.queue.given_up == {"long one"}, "skips don't count"
+        late = battle = await finished(arena, None)
+        failing.says = ("Yes.",)
+        battle = await finished(arena, None)
+        arena.vote(battle.id, "a", "")
+        assert late.prompt == battle.prompt == "two" and arena.queue.n_done == 1
+        with pytest.raises(Refused, match="voted on but 1, at which models failed 3 times; start the arena anew"):
+            arena.begin(None)
+        arena.queue.settle("long one", "voted")
+        assert arena.queue.n_done == 2 and not arena.queue.given_up
+        await arena.close()
+
+    asyncio.run(run())
+    assert "arena: a prompt is given up, since models failed at it 3 times: long one" in capsys.readouterr().err
+
+
+def test_pieces_are_kept_only_while_a_battle_runs(path):
+    async def follow(battle):
+        return "".join([text async for pieces in battle.follow(0.01) for _, text in pieces])
+
+    async def run():
+        slow = Scripted("slow", "It", None, " is.")
+        arena = make_arena(path, Scripted("quick", "Qu", "ick."), slow)
+        battle = arena.begin("Hi?")
+        await asyncio.sleep(0.02)
+        late = asyncio.create_task(follow(battle))  # one side is complete
+        await asyncio.sleep(0.02)
+        slow.go_on.set()
+        assert (await late).startswith(("ItQuick.", "Quick.It"))
+        await battle.task
+        skipped = arena.begin("Hi?")
+        await asyncio.sleep(0.02)
+        arena.skip(skipped.id)
+        assert sorted(battle.view()["replies"]) == ["It is.", "Quick."]
+        assert [side.pieces for each in (battle, skipped) for side in each.sides] == [[]] * 4
+
+    asyncio.run(run())
+
+
+def test_long_battles_are_forgotten_earlier(path, monkeypatch):
+    monkeypatch.setattr(arena_module, "MOST_KEPT_CHARACTERS", 1000)
+
+    async def run():
+        arena = make_arena(path, Scripted("a", "a" * 200), Scripted("b", "b" * 200))
+        battles = [await finished(arena) for _ in range(5)]
+        return [battle.id in arena.battles for battle in battles]
+
+    assert asyncio.run(run()) == [False, False, True, True, True]
 
 
 def test_conversations_are_shown_with_their_roles():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -22,7 +23,8 @@ pytest.importorskip("uvicorn", reason=WHY_NOT)
 
 from tinyft.evaluation import arena_server  # noqa: E402 - what stands above may skip all this
 from tinyft.evaluation.arena_server import ArenaServer  # noqa: E402
-from tinyft.evaluation.votes import read_votes  # noqa: E402
+from tinyft.evaluation.journal import Journal  # noqa: E402
+from tinyft.evaluation.votes import Vote, read_votes  # noqa: E402
 
 NAMES = ("first-model", "second-model")
 
@@ -276,7 +278,8 @@ def test_the_script_with_two_models(tmp_path, monkeypatch):
             battle = begin(client, None)
             assert battle["prompt"] == "Say word." and battle["state"] == "ready"
             assert sorted(vote(client, battle["id"]).json()["names"]) == ["one", "two"]
-            assert client.get("/api/arena").json() == {"models": 2, "votes": 1, "queue": {"done": 1, "all": 2}}
+            assert client.get("/api/arena").json() == {"models": 2, "votes": 1,
+                                                      "queue": {"done": 1, "given_up": 0, "all": 2}}
     finally:
         child.send_signal(2)
         _, errors = child.communicate(timeout=60)
@@ -295,6 +298,38 @@ def test_a_start_that_fails_says_why(tmp_path, monkeypatch, capsys, arguments, s
     monkeypatch.chdir(tmp_path)
     code = in_process("arena.py", arguments + ["--port", "0"] * ("--port" not in arguments), monkeypatch, capsys)
     assert str(code).startswith("error: ") and said in str(code)
+
+
+@pytest.mark.parametrize("name", ["votes.jsonl", "link"])
+def test_an_export_never_replaces_the_votes(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    line = Vote("1", 1.5, "Hi?", "a", "b", "yes", "no", "model_a").record()
+    (tmp_path / "votes.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "link").symlink_to("votes.jsonl")
+    code = in_process("arena.py", ["--export", name], monkeypatch, capsys)
+    assert "would be lost" in str(code) and read_votes(tmp_path / "votes.jsonl") == [line]
+
+
+@pytest.mark.parametrize("content", ['{"n": 1}', '{"n": 1}\n', '[{"id": "1"}]', "Some text"])
+def test_votes_are_checked_before_models_are_loaded(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.json").write_text(content)
+    arguments = ["nowhere/a", "nowhere/b", "--votes", "other.json", "--port", "0"]
+    code = in_process("arena.py", arguments, monkeypatch, capsys)
+    assert str(code).startswith("error: other.json") and (tmp_path / "other.json").read_text() == content
+
+
+def test_connections_are_closed_when_the_server_ends(path):
+    class Watched(Scripted):
+        async def close(self):
+            await asyncio.sleep(0.05)
+            closed.append((self.name, asyncio.get_running_loop().is_running()))
+
+    closed = []
+    with serving(ArenaServer(make_arena(path, Watched("a", None), Watched("b")))) as url:
+        httpx.post(f"{url}/api/battles", json={"prompt": "Hi?"})
+    assert sorted(closed) == [("a", True), ("b", True)]
+    Journal(path).close()  # which is free
 
 
 def test_a_port_in_use(tmp_path, path):

@@ -30,7 +30,7 @@ def all_of(model, text: str = "Say word.", **how) -> str:
         try:
             return "".join([piece async for piece in model.stream((Turn("user", text),), **how)])
         finally:
-            model.close()
+            await model.close()
 
     return asyncio.run(run())
 
@@ -64,7 +64,7 @@ def test_a_reply_that_nobody_waits_for_is_given_up():
         while not model.service.scheduler.idle:
             await asyncio.sleep(0.01)
         made = model.service.scheduler.counts.new_tokens
-        model.close()
+        await model.close()
         return made
 
     assert asyncio.run(run()) < 90
@@ -74,7 +74,10 @@ class FakeEndpoint:
     """Takes so many tokens at most, and notes what it was asked."""
 
     def __init__(self, most: int = 1000, error: str = "max_tokens: {} is too large"):
-        self.most, self.error, self.asked = most, error, []
+        self.most, self.error, self.asked, self.closed = most, error, [], False
+
+    async def close(self):
+        self.closed = True
 
     async def stream(self, messages, *, temperature, seed, max_tokens):
         self.asked.append((messages, temperature, seed, max_tokens))
@@ -101,6 +104,19 @@ def test_a_model_behind_an_endpoint():
         with pytest.raises(EndpointError):
             asyncio.run(run(endpoint))
         assert len(endpoint.asked) == (4 if "max" in endpoint.error else 1)
+
+
+@pytest.mark.parametrize("said", ["max_tokens is too large", "max_completion_tokens is too large"])
+def test_fewer_tokens_are_asked_for_whatever_the_field_is_called(said):
+    endpoint = FakeEndpoint(most=100, error=said)
+    assert all_of(RemoteModel("r", endpoint), max_new_tokens=200) == "Yes." and endpoint.closed
+    assert [asked[3] for asked in endpoint.asked] == [200, 100]
+
+
+def test_names_that_votes_cannot_hold():
+    with pytest.raises(ValueError, match="UTF-8 can't write"):
+        read_specs(["a", "b\udcff=other"])
+    assert read_specs(["a", "\U0001f600=other"])[1] == ("\U0001f600", "other")
 
 
 def test_what_models_are_called(tmp_path, monkeypatch):

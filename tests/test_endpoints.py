@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import time
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,8 @@ from scripted_endpoint import Answer, fails, in_turn, ollama_says, says, scripte
 pytest.importorskip("httpx", reason="needs pip install '.[judge]'")
 
 from tinyft.evaluation import endpoints  # noqa: E402 - what stands above may skip all this
-from tinyft.evaluation.apis import read_pieces, read_url  # noqa: E402
-from tinyft.evaluation.endpoints import Endpoint, EndpointError  # noqa: E402
+from tinyft.evaluation.apis import read_pieces, read_url, unsupported_field  # noqa: E402
+from tinyft.evaluation.endpoints import Endpoint, EndpointError, key_from_environment  # noqa: E402
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 
@@ -158,6 +159,25 @@ def test_fields_that_a_server_does_not_take_are_left_out():
         ["max_completion_tokens", "messages", "model", "seed", "stream"]] * 2
 
 
+@pytest.mark.parametrize("said, field", [
+    ("max_tokens is too large: 5000. This model supports at most 4096 completion tokens", None),
+    ("Unsupported parameter: 'max_tokens'", "max_tokens"), ("temperature does not support 0.0", "temperature"),
+    ("This model doesn't support seed", "seed"), ("Unrecognized request argument supplied: seed", "seed"),
+    ("unknown field max_tokens", "max_tokens"), ("body.seed: Extra inputs are not permitted", "seed"),
+    ("an extra word in max_tokens", None), ("it is not supported", None),
+])
+def test_fields_that_are_not_taken(said, field):
+    assert unsupported_field(said, None) == field
+
+
+def test_a_limit_that_is_too_large_is_said():
+    said = "max_tokens is too large: 5000. This model supports at most 4096 completion tokens"
+    with scripted(in_turn(fails(400, said))) as (url, server):
+        with pytest.raises(EndpointError, match=said) as caught:
+            chat(url, max_tokens=5000)
+    assert caught.value.refused and len(server.bodies) == 1
+
+
 def test_a_field_that_is_always_refused_is_an_error():
     with scripted(lambda body, number: fails(400, "temperature is not supported")) as (url, server):
         with pytest.raises(EndpointError, match="answers 400: temperature is not supported"):
@@ -213,9 +233,44 @@ def test_the_key_is_shown_nowhere():
             with pytest.raises(EndpointError) as caught:
                 chat(url, api_key=key, retries=0)
             assert key not in str(caught.value) and key not in repr(Endpoint(url, api_key=key))
+    redirect = fails(307, location=f"https://example.org/?key={key}&more=x")
+    with scripted(in_turn(redirect)) as (url, _), pytest.raises(EndpointError, match="redirects to, https") as caught:
+        chat(url, api_key=key)
+    assert key not in str(caught.value) and "key=[the API key]&more=x" in str(caught.value)
     with pytest.raises(ValueError, match="signs that can't be sent") as caught:
         Endpoint("http://localhost:1", api_key=key + " ")
     assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-" + "s" * 40, "a/b+c/" + "s" * 30, 'a"b\\c' + "s" * 30])
+@pytest.mark.parametrize("answer", [
+    lambda text: fails(403, text), lambda text: Answer(text.encode(), 403), lambda text: Answer(text.encode()),
+    lambda text: Answer(json.dumps([text]).replace("/", "\\/").encode()),
+    lambda text: Answer(json.dumps({"choices": [text]}).encode()), lambda text: fails(307, location=f"/{quote(text)}"),
+    lambda text: events(text + "end", done=False), lambda text: Answer(b"data: " + text.encode(),
+                                                                      type="text/event-stream"),
+])
+def test_no_part_of_a_key_is_shown_where_a_text_is_cut(key, answer):
+    for before in range(130, 201, 7):
+        with scripted(in_turn(answer("x" * before + key))) as (url, _):
+            with pytest.raises(EndpointError) as caught:
+                chat(url, "judge", "openai", api_key=key, retries=0)
+            *_, error = stream(url, model="judge", api="openai", api_key=key, retries=0)
+        for said in (str(caught.value), str(error)):
+            assert "ssss" not in said and len(said) < 500
+
+
+def test_a_key_of_the_environment_goes_where_nobody_can_read_it(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert key_from_environment("http://example.org/v1") == (None, "")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    for url in ("https://api.openai.com/v1", " HTTPS://example.org", "http://localhost:11434", "http://127.0.0.9/v1",
+                "http://[::1]:8000"):
+        assert key_from_environment(url) == ("sk-mine", "")
+    for url in ("http://example.org/v1", "http://127.0.0.1.example.org", "http://localhost@example.org", "http://[", "",
+                "http://192.168.0.1:8000"):
+        key, said = key_from_environment(url)
+        assert key is None and said.startswith("OPENAI_API_KEY isn't sent over plain http") and "--api-key" in said
 
 
 @pytest.mark.parametrize("header, least", [
@@ -281,6 +336,12 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch):
 
 
 def test_replies_without_words():
+    thought = Answer(b'{"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]}')
+    with scripted(in_turn(thought)) as (url, server):
+        assert chat(url) == "" and len(server.bodies) == 1
+    thought = Answer(b'{"message": {"role": "assistant", "thinking": "Hm"}, "done": true, "done_reason": "length"}')
+    with scripted(in_turn(thought), api="ollama") as (url, server):
+        assert chat(url) == "" and len(server.bodies) == 1
     with scripted(in_turn(says(None, "length"), says("\ud800!"))) as (url, _):
         assert chat(url) == ""
     with scripted(in_turn(says("\ud800!"))) as (url, _):

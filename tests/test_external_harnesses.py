@@ -98,7 +98,9 @@ def test_registry_for_evals_is_whole():
 
 @pytest.mark.parametrize(("said", "verdict"), [
     ("1", 1), ("2", 2), (" 2.\n", 2), ("**1**", 1), ("Answer 2", 2), ("[Answer 1]", 1), ("The better answer is 2.", 2),
-    ("My verdict: 1", 1), ("(2)", 2), ("12", None), ("Both are good.", None), ("neither 1 nor 2", None), ("", None)])
+    ("My verdict: 1", 1), ("(2)", 2), ("12", None), ("Both are good.", None), ("neither 1 nor 2", None), ("", None),
+    ("1 and 2 are equally good", None), ("Answer 1 is worse", None), ("1 is worse than 2", None), ("1, not 2", None),
+    ("Answer 2 is better", None), ("1\n\nIt is short.", 1), ("2\nNo, 1", None), ("1 or\n", None), ("1\n2", None)])
 def test_verdicts_of_a_judge_are_understood(said, verdict, tmp_path):
     yaml = pytest.importorskip("yaml", reason=NEEDS_YAML)
     run_alpaca_eval.configure(tmp_path, "llama3.1:8b")
@@ -235,6 +237,53 @@ def test_a_model_is_served_until_the_block_ends(model_folder, tmp_path, monkeypa
         external.served_models(url)
 
 
+@pytest.mark.parametrize(("listed", "said"), [
+    (b'{"data": []}', "the server lists no model"), (b'{"data": null}', "no server in OpenAI's protocol"),
+    (b'{"data": 3}', "no server"), (b'{"data": {"id": "x"}}', "no server"), (b'{"data": ["x"]}', "no server"),
+    (b'{"data": [{}]}', "no server"), (b"[]", "no server"), (b'{"data": [{"id": 3}]}', "lists no model"),
+    (b"[" * 100_000, "no server"), (b"\xff", "no server")])
+def test_servers_that_list_no_models(listed, said, monkeypatch):
+    with scripted(lambda body, number: None) as (url, server):
+        monkeypatch.setattr(server, "list_of_models", lambda path: Answer(listed))
+        with pytest.raises(ValueError, match=said) as caught:
+            external.served_models(f"{url}/v1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown():
+    with pytest.raises(ValueError, match="the API key has signs") as caught:
+        external.served_models("http://127.0.0.1:1/v1", "sk-secret\nx")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_key_is_not_sent_where_a_server_redirects_to(monkeypatch):
+    with scripted(lambda body, number: None) as (other, thief), scripted(lambda body, number: None) as (url, server):
+        for status in (301, 302, 303, 307, 308):
+            monkeypatch.setattr(server, "list_of_models",
+                                lambda path: Answer(b"", status, {"Location": f"{other}/v1/models"}))  # noqa: B023
+            with pytest.raises(ValueError, match=f"no server in OpenAI's protocol answers there .*{status}"):
+                external.served_models(f"{url}/v1", "sk-secret")
+        assert server.paths == ["/v1/models"] * 5 and thief.paths == []
+
+
+def test_proxies_are_for_other_machines(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    found = external.client_environment("http://127.0.0.1:8000/v1")
+    assert found["NO_PROXY"] == "example.org,127.0.0.1,localhost,::1" and found["no_proxy"] == "127.0.0.1,localhost,::1"
+    found = external.client_environment("http://judge.invalid/v1", more="x")
+    assert found["NO_PROXY"] == "example.org" and "no_proxy" not in found and found["more"] == "x"
+    with scripted(lambda body, number: None) as (proxy, server):
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, proxy)
+        with pytest.raises(ValueError, match="judge.invalid"):
+            external.served_models("http://judge.invalid/v1")
+        assert server.paths == ["http://judge.invalid/v1/models"]
+        assert external.served_models(f"{proxy}/v1") == [{"id": "judge"}] and server.paths[1:] == ["/v1/models"]
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
     pytest.importorskip("uvicorn", reason=NEEDS_SERVER)
     pytest.importorskip("starlette", reason=NEEDS_SERVER)
@@ -293,6 +342,31 @@ def test_helms_tables_become_one(tmp_path):
         "old mean of all answers 0.75 5 9", "mine facts answers 0.75 16 5 240.4"]
 
 
+def test_earlier_runs_of_the_same_model_are_forgotten(tmp_path):
+    suite = tmp_path / "runs" / "letters"
+    run_helm.forget_runs(suite, "mine")
+    kept = ["mmlu:subject=a,method=x,model=tinyft_mine-2", "mmlu:subject=a,method=x,model=other_mine", "groups",
+            "other:subject=a,model=tinyft_mine"]
+    for name in [*kept, "mmlu:subject=a,method=x,model=tinyft_mine", "mmlu:model=tinyft_mine,subject=b"]:
+        (suite / name).mkdir(parents=True)
+        (suite / name / "stats.json").write_text("[]")
+    run_helm.forget_runs(suite, "mine")
+    assert sorted(path.name for path in suite.iterdir()) == sorted(kept)
+    assert all((suite / name / "stats.json").exists() for name in kept)
+
+
+def test_two_files_of_samples_need_two_names(tmp_path):
+    for name in ("a.jsonl", "b/a.jsonl", "tinyft-facts.jsonl", "tinyft-facts.test.v1.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"input": "a", "ideal": "b"}\n')
+    with pytest.raises(ValueError, match="b/a.jsonl: the name of its eval, a, is another file's; rename the file"):
+        run_evals.register([tmp_path / "a.jsonl", tmp_path / "b" / "a.jsonl"], tmp_path / "registry")
+    for name in ("tinyft-facts", "tinyft-facts.test.v1"):
+        with pytest.raises(ValueError, match=f"{name}, is also that of an eval in evals/registry"):
+            run_evals.register([tmp_path / f"{name}.jsonl"], tmp_path / "registry")
+    assert not (tmp_path / "registry").exists()
+
+
 def test_samples_of_ones_own_are_registered(tmp_path):
     yaml = pytest.importorskip("yaml", reason=NEEDS_YAML)
     path = tmp_path / "my samples.jsonl"
@@ -337,6 +411,44 @@ def test_outputs_must_answer_the_same(tmp_path):
     (tmp_path / "x.json").write_text('{"instruction": "a"}')
     with pytest.raises(ValueError, match="x.json: expected a list of objects"):
         run_alpaca_eval.count_shared(mine, tmp_path / "x.json")
+
+
+def test_verdicts_of_different_judges_are_kept_apart(tmp_path):
+    run_alpaca_eval.configure(tmp_path, "llama3.1:8b")
+    name = run_alpaca_eval.verdicts_name("llama3.1:8b", "http://127.0.0.1:11434/v1", tmp_path)
+    assert re.fullmatch(r"verdicts-llama3\.1-8b-[0-9a-f]{8}\.json", name)
+    assert run_alpaca_eval.verdicts_name("llama3.1:8b", "http://127.0.0.1:11434/v1/", tmp_path) == name
+    names = {name, run_alpaca_eval.verdicts_name("llama3.1-8b", "http://127.0.0.1:11434/v1", tmp_path),
+             run_alpaca_eval.verdicts_name("llama3.1:8b", "http://127.0.0.1:8000/v1", tmp_path)}
+    for file in ("prompt.txt", "configs.yaml"):
+        with open(tmp_path / file, "a", encoding="utf-8") as text:
+            text.write("# more\n")
+        names.add(run_alpaca_eval.verdicts_name("llama3.1:8b", "http://127.0.0.1:11434/v1", tmp_path))
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(("judge", "options", "key"), [
+    ("http://127.0.0.1:1/v1/", [], "sk-mine"), ("http://judge.invalid/v1", [], "none"),
+    ("https://judge.invalid/v1", [], "sk-mine"), ("http://judge.invalid/v1", ["--api-key", "sk-given"], "sk-given")])
+def test_the_key_of_the_environment_stays_on_this_machine(judge, options, key, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.setattr(sys, "argv", ["x", "out.json", "--reference", "other.json", "--judge", judge, *options])
+    with run_alpaca_eval.judge_at(run_alpaca_eval.parse_arguments(), tmp_path) as found:
+        assert found == (judge.rstrip("/"), key)
+    assert ("OPENAI_API_KEY isn't sent" in capsys.readouterr().out) == (key == "none")
+
+
+@pytest.mark.parametrize(("options", "pairs"), [([], 3), (["--max-instructions", "2"], 2),
+                                                (["--max-instructions", "9"], 3)])
+def test_no_more_pairs_are_said_than_are_judged(options, pairs, tmp_path, monkeypatch, capsys):
+    files = [write_outputs(tmp_path / f"{name}.json", dict.fromkeys("abc", name), name) for name in ("mine", "other")]
+    monkeypatch.setattr(run_alpaca_eval, "make_environment", lambda *arguments: tmp_path)
+    monkeypatch.setattr(run_alpaca_eval, "run_logged", lambda *arguments: None)
+    monkeypatch.setattr(run_alpaca_eval, "results", lambda output: "")
+    monkeypatch.setattr(sys, "argv", ["x", str(files[0]), "--reference", str(files[1]), "--judge", "http://127.0.0.1:1/v1",
+                                      "--judge-model", "m", "--output-dir", str(tmp_path / "out"), *options])
+    run_alpaca_eval.main()
+    assert f"judging   {pairs} pairs by m;" in capsys.readouterr().out
 
 
 def test_a_leaderboard_is_read(tmp_path):
@@ -431,6 +543,8 @@ def test_alpaca_eval_ranks_as_the_judge_says(tmp_path):
              write_outputs(tmp_path / "other.json", other, "other"), *where)
     with scripted(longer, models=("length-judge",)) as (url, judge):
         [row] = run_script("run_alpaca_eval.py", *files, "--judge", f"{url}/v1")
+        assert len(judge.bodies) == 7
+        assert run_script("run_alpaca_eval.py", *files, "--judge", f"{url}/v1") == [row]  # verdicts are kept
     # Five longer, one shorter, one the same, and one as long, on which the judge doesn't decide.
     assert row[:2] == ["mine", f"{100 * 5.5 / 7:.1f}%"] and row[3:7] == ["5", "1", "1", "1"]
     assert len(judge.bodies) == 7 and all(body["temperature"] == 0 for body in judge.bodies)
@@ -440,5 +554,5 @@ def test_alpaca_eval_ranks_as_the_judge_says(tmp_path):
         difference = len(pair["output_2"]) - len(pair["output_1"])
         same = 1.5 if pair["output_1"] == pair["output_2"] else None
         assert pair["preference"] == (same if difference == 0 else 2 if difference > 0 else 1)
-    with scripted(longer, models=("length-judge",)) as (url, judge):  # verdicts are kept
-        assert run_script("run_alpaca_eval.py", *files, "--judge", f"{url}/v1") == [row] and judge.bodies == []
+    with scripted(longer, models=("length-judge",)) as (url, judge):  # but not for a judge somewhere else
+        assert run_script("run_alpaca_eval.py", *files, "--judge", f"{url}/v1") == [row] and len(judge.bodies) == 7

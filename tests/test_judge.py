@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted_endpoint import fails, in_turn, longer, quoted, says, scripted
+from scripted_endpoint import Answer, fails, in_turn, longer, quoted, says, scripted
 
 pytest.importorskip("httpx", reason="needs pip install '.[judge]'")
 
@@ -19,7 +19,14 @@ from tinyft.evaluation import endpoints  # noqa: E402
 from tinyft.evaluation.agreement import MARKS, agreement, mark_of, read_marks  # noqa: E402
 from tinyft.evaluation.endpoints import Endpoint, EndpointError  # noqa: E402
 from tinyft.evaluation.journal import Journal  # noqa: E402
-from tinyft.evaluation.judge import Compared, Judge, Verdict, comparison_prompt, score_prompt  # noqa: E402
+from tinyft.evaluation.judge import (  # noqa: E402
+    MOST_GARBLED,
+    Compared,
+    Judge,
+    Verdict,
+    comparison_prompt,
+    score_prompt,
+)
 from tinyft.evaluation.judge_report import (  # noqa: E402
     comparison_lines,
     mean_line,
@@ -146,7 +153,7 @@ def test_what_makes_no_sense_is_asked_again_and_then_counted(tmp_path):
         again, judge = judged(url, tmp_path / "j", lambda judge: judge.scores([(item, item.reply) for item in items]))
         assert again == verdicts and judge.asked == 0 and len(server.bodies) == 5
     summary = summarise_scores(verdicts, np.random.default_rng(0))
-    assert mean_line(summary) == ("mean 85.0 [85.0, 85.0] of 1 judged out of 2; 1 unparseable, between 42.5 and 92.5 "
+    assert mean_line(summary) == ("mean 85.0 [unknown] of 1 judged out of 2; 1 unparseable, between 42.5 and 92.5 "
                                   "whatever they are worth")
 
 
@@ -192,6 +199,53 @@ def test_an_endpoint_that_dies_leaves_what_was_said(tmp_path):
         assert len(server.bodies) < 50  # the others are not asked for nothing
     kept = [json.loads(line)["reply"] for line in (tmp_path / "j").read_text().splitlines()]
     assert len(kept) >= 4 and set(kept) == {"50"}
+
+
+def garbled(number: int):
+    """An answer that is none, each time another."""
+    return Answer(f'{{"choices": [], "number": {number}}}'.encode())
+
+
+def test_a_question_whose_answer_stays_garbled_is_counted(tmp_path):
+    with scripted(lambda body, number: garbled(number) if quoted(body) == "bad" else says("40")) as (url, server):
+        items = answered("good", "bad", "well")
+        verdicts, judge = judged(
+            url, tmp_path / "j", lambda judge: judge.scores([(item, item.reply) for item in items]), parallel=1)
+        assert [verdict.value for verdict in verdicts] == [40, None, 40] and judge.asked == 2
+        assert "an answer without a message" in verdicts[1].refused
+        assert len(server.bodies) == 5  # the endpoint tries thrice
+    with scripted(in_turn(says("50"))) as (url, server):
+        assert scores(url, tmp_path / "j", items)[0] == [50] * 3  # at another address nothing is known
+
+
+def test_a_judge_that_only_talks_garbage_is_left(tmp_path):
+    with scripted(lambda body, number: garbled(number)) as (url, server):
+        with pytest.raises(EndpointError, match="an answer without a message"):
+            scores(url, tmp_path / "j", answered(*map(str, range(100))), parallel=1)
+    assert len(server.bodies) == 3 * (MOST_GARBLED + 1)
+    is_odd = lambda body: int(quoted(body)) % 2  # noqa: E731 - every second answer is one: that is a judge
+    with scripted(lambda body, number: garbled(number) if is_odd(body) else says("40")) as (url, server):
+        found, _ = scores(url, tmp_path / "j", answered(*map(str, range(2 * MOST_GARBLED + 4))), parallel=1)
+    assert found == [40, None] * (MOST_GARBLED + 2)
+
+
+def test_a_judge_that_thinks_until_its_tokens_are_used_up(tmp_path):
+    thought = Answer(b'{"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]}')
+    with scripted(lambda body, number: thought if quoted(body) == "hard" else says("40")) as (url, server):
+        items = answered("easy", "hard")
+        verdicts, _ = judged(url, tmp_path / "j", lambda judge: judge.scores([(item, item.reply) for item in items]))
+    assert verdicts == [Verdict(40, ("40",)), Verdict(None, ("",) * 3)] and len(server.bodies) == 4
+
+
+def test_a_fresh_judge_forgets_what_it_said(tmp_path):
+    mood = "40"
+    with scripted(lambda body, number: says(mood)) as (url, server):
+        assert scores(url, tmp_path / "j", answered("a", "b"))[0] == [40, 40]
+        mood = "60"
+        assert scores(url, tmp_path / "j", answered("a", "b"))[0] == [40, 40]
+        found, judge = scores(url, tmp_path / "j", answered("a"), fresh=True)
+        assert found == [60] and (judge.asked, judge.known) == (1, 0)
+        assert scores(url, tmp_path / "j", answered("a", "b"))[0] == [60, 40] and len(server.bodies) == 3
 
 
 def test_a_journal_of_something_else(tmp_path):
@@ -270,10 +324,23 @@ def test_means_by_family_and_their_difference():
     assert (difference["mean"], difference["judged"], difference["better"], difference["worse"]) == (
         pytest.approx(40 / 3), 3, 2, 0)
     assert summary["before"]["all"]["lowest"] == 7.5 and summary["before"]["all"]["highest"] == 32.5
-    low, high = summary["after"]["all"]["interval"]
-    assert 10 <= low < 40 < high <= 90
-    assert any(line.startswith("after - before: +13.3 [") for line in lines)
+    assert summary["after"]["all"]["interval"] is difference["interval"] is None  # of so few nothing is known
+    assert "after - before: +13.3 [unknown] of 3 judged in both; 2 better, 0 worse" in lines
+    assert lines[1].split()[:7] == ["a", "3", "10.0", "[unknown]", "2", "50.0", "[unknown]"]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_an_interval_needs_some_values(n):
+    items = answered(*"abcdefgh"[:n])
+    columns = {name: [verdict(value) for value in values[:n]]
+               for name, values in {"before": (0, 20, 30, 10, 40), "after": (50, 40, 80, 60, 70)}.items()}
+    summary, lines = report_scores(items, columns, 0)
+    for found, mean in ((summary["after"]["all"], (57.5, 60)), (summary["difference"], (42.5, 40))):
+        assert found["mean"] == mean[n == 5] and (found["interval"] is not None) == (n == 5)
+    if n == 5:
+        low, high = summary["after"]["all"]["interval"]
+        assert 40 <= low < 60 < high <= 80 and f"after: mean 60.0 [{low:.1f}, {high:.1f}] of 5 judged out of 5" in lines
 
 
 def test_groups_of_families():

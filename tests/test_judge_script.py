@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -103,6 +104,17 @@ def test_judgements_of_other_replies(files):
     assert read_judgements(files / "j.json", "scores", mine) == [7, None]
     with pytest.raises(ValueError, match="judges other replies"):
         read_judgements(files / "j.json", "scores", mine[1:])
+    for bad, of in (("85", "'85', expected a number from 0 to 100, or null"), (True, "True"), (150, "150"),
+                    (float("nan"), "nan"), ([], "expected a number")):
+        write(files / "j.json", {"kind": "scores", "judgements": [mine[0] | {"score": bad}]})
+        with pytest.raises(ValueError, match=f"j.json, judgement 1: 'score' is .*{of}"):
+            read_judgements(files / "j.json", "scores", mine)
+    for bad in ("won", 3, ["win"]):
+        write(files / "j.json", {"kind": "comparisons", "judgements": [mine[0] | {"outcome": bad}]})
+        with pytest.raises(ValueError, match="judgement 1: 'outcome' is .* expected one of loss, tie, win, or null"):
+            read_judgements(files / "j.json", "comparisons", mine)
+    write(files / "j.json", {"kind": "scores", "judgements": [mine[0] | {"score": None}]})
+    assert read_judgements(files / "j.json", "scores", mine) == [None, None]
     for bad in ([], {"kind": "comparisons", "judgements": []}, {"kind": "scores", "judgements": [{}]}):
         with pytest.raises(ValueError, match="expected what judge.py writes|not a judgement"):
             read_judgements(write(files / "j.json", bad), "scores", mine)
@@ -114,6 +126,8 @@ def test_judgements_of_other_replies(files):
     (("--output", "replies.json"), "named for something"), (("--cache", "judgements.json"), "named for something"),
     (("--rubric", "empty.txt"), "empty.txt is empty"), (("--before", "fewer.json"), "is not asked in"),
     (("--reply", "mine"), "no reply"), (("--marks", "no.json"), "no.json"), ((), "no connection"),
+    (("--plot", "x.txt"), "--plot x.txt: expected a name that ends in .png, .svg, .pdf"),
+    (("--plot", "png"), "--plot png: expected a name"),
 ])
 def test_the_script_says_what_is_wrong(files, options, said, monkeypatch, capsys):
     write(files / "empty.txt", "\n")
@@ -122,6 +136,51 @@ def test_the_script_says_what_is_wrong(files, options, said, monkeypatch, capsys
     monkeypatch.setattr(endpoints, "FIRST_WAIT", 0.001)
     line = in_process("judge.py", ["replies.json", "--judge", "http://127.0.0.1:1", *options], monkeypatch, capsys)
     assert line.startswith("error: ") and said in line and "\n" not in line
+
+
+def test_a_fresh_run_asks_everything(files):
+    mood = "40"
+    with scripted(lambda body, number: says(mood)) as (url, server):
+        assert run(files, url, "--limit", "2").returncode == 0
+        mood = "60"
+        fresh = run(files, url, "--limit", "2", "--fresh")
+        assert "score: mean 60.0" in fresh.stdout and "2 answers" in fresh.stdout and len(server.bodies) == 4
+
+
+def test_judgements_are_kept_where_they_cannot_be_drawn(files, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="draws")
+    from tinyft.evaluation import judge_report
+
+    def fail(figure, path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(judge_report, "_save", fail)
+    monkeypatch.chdir(files)
+    with scripted(by_length) as (url, _):
+        for more, written in (((), "judgements.json"), (("--compare", "other.json"), "comparisons.json")):
+            options = ["replies.json", "--judge", url, "--limit", "3", "--plot", "plot.PNG", *more]
+            assert in_process("judge.py", options, monkeypatch, capsys) == "error: no space left"
+            assert len(json.loads((files / written).read_text())["judgements"]) == 3
+
+
+@pytest.mark.parametrize("host, given, sent", [
+    ("127.0.0.1", (), True), ("judge.invalid", (), False), ("judge.invalid", ("--api-key", "sk"), None)])
+def test_the_key_of_the_environment_stays_on_this_machine(files, host, given, sent, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-mine")
+    monkeypatch.setattr(endpoints, "FIRST_WAIT", 0.001)
+    monkeypatch.chdir(files)
+    keys = []
+    make = endpoints.Endpoint.__init__
+    monkeypatch.setattr(endpoints.Endpoint, "__init__",
+                        lambda self, *options: keys.append(options[3]) or make(self, *options))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nothing is looked up
+    with pytest.raises(SystemExit, match="no connection"):
+        monkeypatch.setattr(sys, "argv", ["judge.py", "replies.json", "--judge", f"http://{host}:1", *given])
+        runpy.run_path(str(EXAMPLES / "judge.py"), run_name="__main__")
+    assert keys == ["sk-of-mine" if sent else given[1] if given else None]
+    said = "OPENAI_API_KEY isn't sent over plain http to another machine; --api-key does it anyway"
+    assert (said in capsys.readouterr().out) == (sent is False)
 
 
 def test_a_judge_that_refuses_all(files):

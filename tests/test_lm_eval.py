@@ -1,5 +1,6 @@
 """The adapter to the harness: what is scored, what is cut, what is written, and what is remembered."""
 
+import copy
 import sqlite3
 
 import numpy as np
@@ -173,15 +174,83 @@ def test_an_empty_prompt_is_the_end_of_text(lm, tokenizer):
     assert replies(lm, "", max_gen_toks=5) == replies(lm, tokenizer.decode([tokenizer.eot_token]), max_gen_toks=5)
 
 
-def test_drawn_replies_depend_on_the_seed_alone(model, tokenizer):
-    def draw(seed, *prompts):
-        return replies(TinyftLM(Engine(model), tokenizer, seed=seed), *prompts, do_sample=True, temperature=1.5,
-                       top_k=30, max_gen_toks=12)
+def test_drawn_replies_depend_on_the_seed_and_the_question_alone(model, tokenizer, tmp_path):
+    options = dict(do_sample=True, temperature=1.5, top_k=30.0, max_gen_toks=12)
+    path = tmp_path / "answers.sqlite"
 
-    first = draw(0, "The cat", "The cat", "The hat")
-    assert first == draw(0, "The cat", "The cat", "The hat") != draw(1, "The cat", "The cat", "The hat")
-    assert first[0] != first[1]
-    assert first[:1] == draw(0, "The cat")
+    def draw(seed, *questions, known=None):
+        lm = TinyftLM(Engine(model), tokenizer, seed=seed, known=known)
+        return lm.generate_until([question for each in questions for question in each]), lm
+
+    first = asked(("The cat", options), ("The cat", options), ("The hat", options), kind="generate_until")
+    other = asked(("The cat", options), kind="generate_until", task="other")
+    (one, two, three), _ = draw(0, first)
+    assert len({one, two, three}) == 3
+    assert draw(0, other, first[2:], first[:2])[0][1:] == [three, one, two], "whatever is asked beside it"
+    assert draw(1, first)[0] != [one, two, three]
+    again = [first[0]] * 3  # as a task has it that wants several replies
+    (a, b, c), _ = draw(0, again)
+    assert a == one and len({a, b, c}) == 3
+    assert draw(0, again, known=KnownAnswers(path))[0] == [a, b, c]
+    found, lm = draw(0, again, known=KnownAnswers(path))
+    assert found == [a, b, c] and lm.known.n_found == 3
+    assert draw(1, again, known=KnownAnswers(path))[0] != [a, b, c]
+
+
+def test_the_same_greedy_question_is_asked_once(lm):
+    same = replies(lm, "The cat", "The cat", "The hat", max_gen_toks=9)
+    assert same[0] == same[1] and lm.engine.scheduler.counts.new_tokens == 18
+
+
+def test_replies_have_256_tokens_at_most_by_default(tokenizer):
+    lm = TinyftLM(Engine(make_model(seed=6, n_positions=400)), tokenizer)
+    replies(lm, "The cat")
+    assert lm.engine.scheduler.counts.new_tokens <= 256 < lm.max_length
+    assert lm.notes["task"].short == 0
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"do_sample": True, "top_p": 3.0}, "task: its generation_kwargs can't be followed: Sampling: top_p is 3.0"),
+])
+def test_settings_that_make_no_sense(lm, options, words):
+    with pytest.raises(ValueError, match=words):
+        replies(lm, "The cat", **options)
+
+
+def test_settings_without_effect(lm):
+    plain = replies(lm, "The cat", max_gen_toks=9)
+    assert replies(lm, "The cat", max_gen_toks=9, use_cache=False, num_beams=1) == plain
+    assert replies(lm, "The cat", max_gen_toks=9, do_sample=True, top_k=1, temperature=3.0) == plain
+    assert len(replies(lm, "The cat", max_gen_toks=9, do_sample=True, top_k=0)[0]) > 0
+
+
+def test_known_replies_are_short_where_more_was_wanted(model, tokenizer, tmp_path):
+    known, room = KnownAnswers(tmp_path / "answers.sqlite"), CONTEXT // LEAST_ROOM
+    prompt = tokenizer.decode(tokenizer.encode("the cat sat on the mat. " * 9)[: CONTEXT - room])
+    for wanted, short in ((room, 0), (1000, 1)):
+        lm = TinyftLM(Engine(model), tokenizer, known=known)
+        replies(lm, prompt, max_gen_toks=wanted)
+        assert lm.notes["task"].short == short
+
+
+def test_penalties_and_ends_are_part_of_what_was_asked(model, tokenizer):
+    known = KnownAnswers()
+    lm = TinyftLM(Engine(model), tokenizer, known=known)
+    whole, = replies(lm, "The cat", max_gen_toks=20)
+    assert replies(lm, "The cat", max_gen_toks=20, repetition_penalty=9.0) != [whole]
+    other = copy.copy(tokenizer)
+    other.stop_tokens = (*tokenizer.stop_tokens, tokenizer.encode(whole)[3])
+    assert replies(TinyftLM(Engine(model), other, known=known), "The cat", max_gen_toks=20) != [whole]
+
+
+def test_ids_in_front_come_once(model, tokenizer):
+    with_front = copy.copy(tokenizer)
+    with_front.bos_tokens = (tokenizer.eot_token,)
+    lm = TinyftLM(Engine(model), with_front)
+    end, ids = tokenizer.decode([tokenizer.eot_token]), tokenizer.encode("The cat")
+    assert lm.prefix_token_id == tokenizer.eot_token
+    assert lm.tok_encode("The cat") == lm.tok_encode(end + "The cat") == [tokenizer.eot_token, *ids]
+    assert lm.tok_encode("The cat", add_special_tokens=False) == ids
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 4}, {"typical_p": 0.5}])
@@ -234,8 +303,9 @@ def test_an_interrupted_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
 
     def break_off(key, value):
         put(key, value)
-        if len(stored := lm.known._database.execute("select * from answers").fetchall()) == 2:
-            raise KeyboardInterrupt(stored)
+        other = sqlite3.connect(path)  # what another process sees, whatever happens to this one
+        if other.execute("select count(*) from answers").fetchone() == (2,):
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(lm.known, "put", break_off)
     with pytest.raises(KeyboardInterrupt):
@@ -248,6 +318,9 @@ def test_an_interrupted_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
 def test_another_model_has_other_answers(model, tokenizer):
     engines = [Engine(model), Engine(model, weights="int8"), Engine(make_model(seed=7, n_positions=CONTEXT)),
                Engine(make_model(seed=6, n_positions=CONTEXT, scale_attn_weights=False))]
+    for name in ("scales", "plain"):
+        engines.append(Engine(model, weights="int8"))
+        getattr(engines[-1].weights, name)[0] += 1
     assert len({fingerprint(engine, tokenizer) for engine in engines}) == len(engines)
     assert fingerprint(Engine(model, max_rows=2), tokenizer) == fingerprint(engines[0], tokenizer)
 
@@ -255,6 +328,6 @@ def test_another_model_has_other_answers(model, tokenizer):
 def test_a_file_that_is_no_store_of_answers(tmp_path):
     path = tmp_path / "answers.sqlite"
     path.write_text("no database, but long enough to be looked at" * 100)
-    with pytest.raises(ValueError, match="answers.sqlite: can't be used as a store of answers .*; delete it"):
+    with pytest.raises(ValueError, match="answers.sqlite: is no store of answers .*; delete it"):
         KnownAnswers(path)
     assert path.read_text().startswith("no database")

@@ -252,6 +252,74 @@ def test_a_server_that_has_gone_is_said(browser, path):
         page.wait(lambda: page.focus == "message")
 
 
+def test_no_vote_is_open_beside_the_ratings(browser, path):
+    slow = Scripted("slow-model", "It begins", None, ".")
+    with serving(ArenaServer(make_arena(path, slow, Scripted("quick-model", "Quick.")))) as url:
+        page = ArenaPage(browser, url)
+        page.ask("Which?")
+        page.wait(lambda: any("It begins" in reply for reply in page.replies()))
+        page.press("r")
+        page.wait(lambda: "No ratings" in page.said())
+        assert not page.find("skip").is_displayed()
+        slow.go_on.set()
+        page.ready()
+        assert not page.find("votes").is_displayed() and not page.find("vote-view").is_displayed()
+        page.press("1", "s")
+        page.press("r")
+        page.wait(lambda: page.find("votes").is_displayed() and page.find("skip").is_displayed())
+        assert page.enabled() == 4 and read_votes(path) == [] and sorted(page.replies()) == ["It begins.", "Quick."]
+        page.press("2")
+        page.wait_for_state("Kept")
+        page.log()
+
+
+@pytest.mark.parametrize("key", ["1", "s"])
+@pytest.mark.parametrize("prompts", [(), ("one", "two")])
+def test_a_battle_that_is_lost_is_forgotten(browser, path, key, prompts):
+    arena = make_arena(path, prompts=prompt_lines(*prompts))
+    with serving(ArenaServer(arena)) as url:
+        page = ArenaPage(browser, url)
+        if prompts:
+            page.wait(lambda: page.focus == "next")
+            page.press("n")
+        else:
+            page.ask("Which?")
+        page.ready()
+        arena.battles.clear()  # as in a process that was started anew
+        page.press(key)
+        page.wait_for_state("lost when the arena was started anew")
+        assert not page.find("votes").is_displayed() and not page.find("vote-view").is_displayed()
+        assert page.focus == ("next" if prompts else "message") and not page.find("skip").is_displayed()
+        if prompts:
+            page.press("n")
+        else:
+            page.ask("Which now?")
+        page.ready()
+        arena.battles.clear()
+        browser.refresh()
+        page.wait_for_state("lost when the arena was started anew")
+        assert page.focus == ("next" if prompts else "message")
+    assert read_votes(path) == []
+
+
+def test_prompts_that_are_given_up_are_said(browser, path):
+    arena = make_arena(path, Scripted("a"), Scripted("b", RuntimeError("too long")), prompts=prompt_lines("one"))
+    with serving(ArenaServer(arena)) as url:
+        page = ArenaPage(browser, url)
+        page.wait(lambda: page.focus == "next")
+        for n in range(3):
+            page.press("n")
+            page.wait(lambda n=n: len(arena.battles) == n + 1)
+            page.wait_for_state("there is nothing to vote on")
+        page.wait(lambda: page.text("progress") == "0 of 1 prompts, 1 given up")
+        page.press("n")
+        page.wait_for_state("voted on but 1, at which models failed 3 times")
+        assert page.focus == "message"
+        browser.execute_script("sessionStorage.clear()")
+        browser.refresh()
+        page.wait(lambda: page.focus == "message" and not page.find("next").is_displayed())
+
+
 # ---- the review
 
 
@@ -346,6 +414,68 @@ def test_a_mark_that_is_not_kept_is_not_shown(browser, file):
     page.wait(lambda: "can't be reached" in page.text("status"))
     assert page.text("reply") == "reply 0" and page.text("share") == "0 of 6 marked" and not marks(file)
     assert page.find("right").get_attribute("aria-pressed") == "false"
+
+
+def test_a_note_that_is_not_saved_keeps_the_page_and_is_tried_again(browser, file, monkeypatch):
+    review = Review(read_replies(file), Journal(marks_path(file)))
+    append, full = review.journal.append, [True]
+
+    def appending(record):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        append(record)
+
+    monkeypatch.setattr(review.journal, "append", appending)
+    with serving(ReviewServer(review, "replies.json")) as url:
+        page = Page(browser, url)
+        page.wait(lambda: page.text("reply") == "reply 0")
+        page.press("m", "mine", Keys.ESCAPE)
+        page.wait(lambda: "The note is not saved: " in page.text("status"))
+        page.press("n")
+        choose(page, "by-mark", "unmarked")
+        page.wait(lambda: page.find("by-mark").get_property("value") == "first")
+        browser.execute_script("document.activeElement.blur()")
+        page.press("1")
+        page.wait(lambda: page.find("right").get_attribute("aria-pressed") == "false")
+        assert page.text("reply") == "reply 0" and page.find("note").get_property("value") == "mine"
+        assert "The note is not saved: " in page.text("status") and "No space left" in page.text("status")
+        full[0] = False
+        page.wait(lambda: marks(file) == [("", "mine")])  # by itself
+        page.wait(lambda: page.text("status").startswith("1 of 6"))
+        page.press("m", "!", Keys.ESCAPE, "n")
+        page.wait(lambda: page.text("reply") == "reply 1")
+        assert marks(file)[-1] == ("", "mine!")
+
+
+def test_two_windows_keep_each_others_marks_and_notes(browser, file):
+    with reviewing(file) as url:
+        first = browser.current_window_handle
+        page = Page(browser, url)
+        page.wait(lambda: page.text("reply") == "reply 0")
+        browser.switch_to.new_window("window")
+        other = Page(browser, url)
+        other.wait(lambda: other.text("reply") == "reply 0")
+        other.press("3")
+        other.wait(lambda: other.text("reply") == "reply 1")
+        browser.switch_to.window(first)
+        page.press("m", "a note", Keys.ESCAPE)
+        page.wait(lambda: marks(file)[-1] == ("wrong", "a note"))
+        page.wait(lambda: page.text("share").startswith("1 of 6 marked"))
+        page.press("2")
+        page.wait(lambda: page.text("reply") == "reply 1")
+        assert ("half", "a note") in marks(file) and ("half", "") not in marks(file)
+
+
+def test_replies_that_are_the_same_are_marked_at_once(browser, file):
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([entries[0], entries[1], entries[0]]))
+    with reviewing(file) as url:
+        page = Page(browser, url)
+        page.wait(lambda: page.text("reply") == "reply 0")
+        page.press("1")
+        page.wait(lambda: page.text("share").startswith("2 of 3 marked"))
+        choose(page, "by-mark", "right")
+        page.wait(lambda: page.text("status").startswith("1 of 2: reply 0"))
 
 
 def test_hostile_entries_in_a_narrow_window(narrow, file):

@@ -101,7 +101,7 @@ def test_the_last_mark_stands_also_for_the_next_run(file, review):
     for found in (review, again):
         assert [found.mark(i).mark for i in range(4)] == ["right", "half", "", ""]
         assert [found.mark(i).note for i in range(4)] == ["after all\n\u202ereally", "nearly", "later", ""]
-        assert [row["mark"] for row in found.exported()] == ["right", "half"]
+        assert [row["mark"] for row in found.exported()] == ["right", "half", None]
     assert again.exported()[1] == {"index": 1, "mark": "half", "note": "nearly", "family": "plural",
                                    "instruction": "Plural?", "reply": "mouses"}
 
@@ -137,6 +137,7 @@ def test_replies_that_are_the_same_share_a_mark(file):
     file.write_text(json.dumps([ENTRIES[0], ENTRIES[0]]))
     review = open_review(file)
     review.set(1, "half")
+    assert review.same_as(0) == [0, 1]
     assert [row["index"] for row in review.exported()] == [0, 1] and review.summary()[0]["marked"] == 2
 
 
@@ -206,6 +207,25 @@ def test_a_mark_over_http(client, file):
     assert [(row["index"], row["mark"]) for row in download.json()] == [(1, "half")]
 
 
+def test_what_is_not_sent_stays(client, file):
+    entry = client.get("/api/replies/1").json()["entry"]
+
+    def send(**change):
+        return client.post("/api/marks", json={"index": 1, "entry": entry} | change)
+
+    assert send(mark="half").json()["mark"] == "half"
+    assert send(note="s").json()["mark"] == "half"
+    assert send(mark="wrong").json()["indices"] == [1]
+    assert [client.get("/api/replies/1").json()[key] for key in ("mark", "note")] == ["wrong", "s"]
+    send(mark="")
+    assert [client.get("/api/replies/1").json()[key] for key in ("mark", "note")] == ["", "s"]
+    send(note="")
+    before = marks_path(file).read_text()
+    refused = send()
+    assert refused.status_code == 400 and "a mark or a note" in refused.json()["error"]["message"]
+    assert marks_path(file).read_text() == before
+
+
 @pytest.mark.parametrize("changes, status, said", [
     ({"entry": "other"}, 409, "load it again"), ({"index": 4}, 400, "from 0 to 3"), ({"index": -1}, 400, "from 0 to 3"),
     ({"index": True}, 400, "from 0 to 3"), ({"index": None}, 400, "from 0 to 3"),
@@ -251,16 +271,43 @@ def test_a_mark_that_cannot_be_written(client, review, monkeypatch):
 def test_export(file, review, tmp_path):
     review.set(0, "right")
     review.set(1, "wrong", "no such word")
+    review.set(2, note="see")
     review.journal.close()
     with marks_path(file).open("ab") as torn:
         torn.write(b'{"entry": ')
     result = example("review.py", file, "--export", "marks.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "10 bytes at the end" in result.stderr and "2 marks written to marks.json" in result.stdout
+    assert "2 marks, and 1 of notes alone, written to marks.json" in result.stdout
+    assert marks_path(file).read_bytes().endswith(b'{"entry": '), "nothing is repaired, the page may be writing"
     assert "all replies       2      1     0      1  50%" in result.stdout
     exported = json.loads((tmp_path / "marks.json").read_text(encoding="utf-8"))
-    assert [set(row) for row in exported] == [{"index", "mark", "note", "family", "instruction", "reply"}] * 2
-    assert exported[1]["note"] == "no such word"
+    assert [set(row) for row in exported] == [{"index", "mark", "note", "family", "instruction", "reply"}] * 3
+    assert [(row["mark"], row["note"]) for row in exported] == [("right", ""), ("wrong", "no such word"), (None, "see")]
+
+
+def test_export_while_the_page_is_open(file, review, tmp_path):
+    review.set(0, "right")
+    result = example("review.py", file, "--export", "m.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [row["mark"] for row in json.loads((tmp_path / "m.json").read_text())] == ["right"]
+
+
+@pytest.mark.parametrize("name", ["replies.json", "replies.marks.jsonl", "link.json"])
+def test_an_export_never_replaces_what_it_reads(file, review, monkeypatch, capsys, name):
+    review.set(0, "right")
+    file.with_name("link.json").symlink_to(marks_path(file))
+    before = [path.read_bytes() for path in (file, marks_path(file))]
+    code = in_process("review.py", [str(file), "--export", str(file.with_name(name))], monkeypatch, capsys)
+    assert "would be lost" in str(code) and [path.read_bytes() for path in (file, marks_path(file))] == before
+
+
+@pytest.mark.parametrize("content", ['{"instruction": "a", "model_response": "b"}', '[{"entry": "e"}]', "a text", ""])
+def test_another_file_in_place_of_the_marks_stays_as_it_is(file, monkeypatch, capsys, content):
+    other = file.with_name("other.json")
+    other.write_text(content or '{"time": 1}')
+    code = in_process("review.py", [str(file), "--marks", str(other), "--port", "0"], monkeypatch, capsys)
+    assert str(code).startswith("error: ") and str(other) in str(code)
+    assert other.read_text() == (content or '{"time": 1}')
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyft.evaluation import journal as journal_module
-from tinyft.evaluation.journal import Journal
+from tinyft.evaluation.journal import Journal, read_journal
 from tinyft.evaluation.votes import WINNERS, Vote, check_vote, read_votes, storable
 
 VOTE = Vote("1", 1.5, "Hi?", "a", "b", "yes", "no", "model_a", "Ann").record()
@@ -83,6 +83,54 @@ def test_a_bad_line_within_is_named_and_nothing_changed(tmp_path):
         assert path.read_bytes() == content
     path.write_bytes(b'{"n": 1}\n')
     assert records_after(path) == [{"n": 1}], "the failed tries let go of the file"
+
+
+@pytest.mark.parametrize("content", [
+    b"A text.", b"[1, 2]", b'[{"n": 1}]', b"[" * 100_000, b"first line\nsecond", b'[\n  {"n": 1}\n]', b"\n\n[1]",
+    '{"n": 1}'.encode("utf-16-be"), b'"{}"', b"7", b'{"n": 1}\n[1]\n{"n', b'{"n": 1}\n' + b"[" * 100_000 + b"\n{",
+])
+def test_a_file_that_is_no_journal_is_refused_as_it_is(tmp_path, content):
+    path = tmp_path / "replies.json"
+    path.write_bytes(content)
+    for read in (Journal, read_journal):
+        with pytest.raises(ValueError, match="replies.json"):
+            read(path)
+        assert path.read_bytes() == content
+
+
+def test_a_deep_tail_after_a_record_is_cut(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"a": ' + b"[" * 100_000)
+    assert records_after(path) == [{"n": 1}] and path.read_bytes() == b'{"n": 1}\n'
+
+
+@pytest.mark.parametrize("content", [b'{"n": 1}\n{"n": ', b'{"n": 1}', b'{"n": 0}\n{"n": 1}', b'{"n": 1}\n'])
+def test_what_does_not_belong_there_keeps_the_file_from_being_changed(tmp_path, content):
+    path, seen = tmp_path / "settings.jsonl", []
+
+    def check(record, where):
+        seen.append(where)
+        if record["n"]:
+            raise ValueError(f"{where}: no such records")
+
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"line \d: no such records"):
+        Journal(path, check)
+    assert path.read_bytes() == content and seen[-1] == f"{path}, line {content.count(b': 0') + 1}"
+
+
+def test_a_journal_is_read_while_another_writes(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    journal = Journal(path)
+    journal.append({"n": 1})
+    with path.open("ab") as file:
+        file.write('{"a": "ä'.encode()[:-1])
+    found = read_journal(path)
+    assert found.records == [{"n": 1}] and found.tail and not found.tail_is_record
+    assert path.read_bytes().endswith(found.tail)
+    journal.close()
+    path.write_bytes(b'{"n": 1}')
+    assert read_journal(path).records == [{"n": 1}] and path.read_bytes() == b'{"n": 1}'
 
 
 def test_a_disk_that_is_full_leaves_no_part_of_a_record(tmp_path, monkeypatch):

@@ -101,9 +101,12 @@ def read_json_lines(path: str | os.PathLike, may_be_cut: bool = False) -> list[t
 
     may_be_cut: leave out a last line without its end, which is being written or was when the writer died.
     """
-    text = read_text(path)
-    if may_be_cut:
-        text = text[: text.rfind("\n") + 1]
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, expected a file")
+    content = Path(path).read_bytes()
+    if may_be_cut:  # before decoding: half a character may be the last
+        content = content[: content.rfind(b"\n") + 1]
+    text = decode_text(content, path)
     values = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at more than line ends
         if line.strip():

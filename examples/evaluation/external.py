@@ -3,6 +3,7 @@
 A harness gets a virtual environment of its own, since each pins what the others, or tinyft, can't live with.
 """
 
+import http.client
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyft.files import read_text, write_text
+from tinyft.evaluation.endpoints import check_key, is_loopback
+from tinyft.files import one_line, read_text, write_text
 
 HERE = Path(__file__).resolve().parent
 SERVE = HERE.parent / "serve.py"
@@ -116,8 +118,11 @@ def _environment() -> dict[str, str]:
 
 def client_environment(url: str, key: str = "none", **more: str) -> dict[str, str]:
     """Variables that lead OpenAI's client to a local server, and nobody to the Hugging Face hub."""
-    return _environment() | {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, "HF_HUB_OFFLINE": "1",
-                             "NO_PROXY": "127.0.0.1,localhost", **more}
+    directly = {}
+    if is_loopback(url):  # a proxy can't reach this machine's own servers; clients read one name or the other
+        local = "127.0.0.1,localhost,::1"
+        directly = {name: ",".join(filter(None, (os.environ.get(name), local))) for name in ("NO_PROXY", "no_proxy")}
+    return _environment() | {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, "HF_HUB_OFFLINE": "1", **directly, **more}
 
 
 def safe_name(text: str) -> str:
@@ -159,14 +164,30 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: its target would get the API key."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        """None, so that nobody follows it."""
+
+
 def served_models(url: str, key: str = "none") -> list[dict]:
-    """What a server in OpenAI's protocol says at /models. ValueError if nobody answers as such a server does."""
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
+    """What a server in OpenAI's protocol says at /models: at least one model, each with an id.
+
+    ValueError if nobody answers as such a server does.
+    """
+    check_key(key)
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.load(answer)["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url}: no server in OpenAI's protocol answers there ({error})") from None
+        request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
+        with urllib.request.build_opener(proxies, _NoRedirects).open(request, timeout=30) as answer:
+            listed = json.load(answer)["data"]
+        models = [model for model in listed if isinstance(model["id"], str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException) as error:
+        raise ValueError(f"{url}: no server in OpenAI's protocol answers there ({one_line(error)})") from None
+    if not models:
+        raise ValueError(f"{url}: the server lists no model; load one there, or check the URL")
+    return models
 
 
 def fill_in(template: Path, target: Path, **values: object) -> None:

@@ -6,7 +6,8 @@ that all parts fit.
 """
 
 import csv
-import os
+import hashlib
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from external import (
 )
 
 from tinyft import cli
+from tinyft.evaluation.endpoints import key_from_environment
 from tinyft.files import make_writable_folder, read_json, read_text, write_text
 from tinyft.hub import find_model, name_of
 
@@ -44,7 +46,10 @@ def parse_arguments():
         help="a list of objects with instruction, output and generator, as evaluate.py --alpaca-eval writes it")
     add("--reference", type=Path, required=True, metavar="OUTPUTS.json", help="the same from the model to compare with")
     add("--judge", required=True, metavar="URL|FOLDER",
-        help="a server's address, ending in /v1, or a model folder; OPENAI_API_KEY in the environment is the server's")
+        help="a server's address, ending in /v1, or a model folder; OPENAI_API_KEY in the environment is the server's, "
+             "and sent over https or within this machine")
+    add("--api-key", metavar="KEY", help="the server's, in place of OPENAI_API_KEY; other users of this machine can "
+        "see it on the command line")
     add("--judge-model", metavar="NAME", help="what the server calls the judge (default: the first that it lists)")
     add("--max-instructions", type=cli.positive_int, metavar="N", help="judge so many of them, drawn by AlpacaEval")
     add_options(parser, ALPACA_EVAL, "runs/alpaca-eval")
@@ -61,8 +66,9 @@ def main() -> None:
     with judge_at(options, output) as (url, key):
         judge = options.judge_model or served_models(url, key)[0]["id"]
         configure(output / "annotator", judge)
-        print(f"judging   {asked} pairs by {judge}; AlpacaEval's words are in {output}/alpaca_eval.log", flush=True)
-        verdicts = output / f"verdicts-{safe_name(judge)}.json"
+        pairs = min(asked, options.max_instructions or asked)
+        print(f"judging   {pairs} pairs by {judge}; AlpacaEval's words are in {output}/alpaca_eval.log", flush=True)
+        verdicts = output / verdicts_name(judge, options.judge, output / "annotator")
         if "://" not in options.judge:
             verdicts.unlink(missing_ok=True)  # a folder's model may be another by now
         limit = ["--max_instances", options.max_instructions] if options.max_instructions else []
@@ -102,7 +108,12 @@ def count_shared(outputs: Path, reference: Path) -> int:
 def judge_at(options, output: Path):
     """The judge's address and key, as long as the block runs."""
     if "://" in options.judge:
-        yield options.judge.rstrip("/"), os.environ.get("OPENAI_API_KEY") or "none"
+        url, key = options.judge.rstrip("/"), options.api_key
+        if not key:
+            key, said = key_from_environment(url)
+            if said:
+                print(f"judge     {said}", flush=True)
+        yield url, key or "none"
         return
     folder = find_model(options.judge).resolve()
     name = safe_name(options.judge_model or name_of(options.judge))
@@ -117,6 +128,12 @@ def configure(target: Path, judge: str) -> None:
     template = ALPACA_EVAL.folder / "annotator"
     fill_in(template / "configs.yaml", target / "configs.yaml", judge=judge)
     write_text(target / "prompt.txt", read_text(template / "prompt.txt"))
+
+
+def verdicts_name(judge: str, where: str, annotator: Path) -> str:
+    """The file of a judge's verdicts, another for each judge, address or folder, prompt and way of asking."""
+    asked = [judge, where.rstrip("/"), *(read_text(annotator / name) for name in ("prompt.txt", "configs.yaml"))]
+    return f"verdicts-{safe_name(judge)}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
 
 
 def check_verdicts(verdicts: Path, judge: str) -> None:

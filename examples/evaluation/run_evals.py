@@ -4,6 +4,7 @@ Makes an environment for Evals if there is none, serves the model, lets oaieval 
 the server.
 """
 
+import re
 from pathlib import Path
 
 from external import (
@@ -19,7 +20,7 @@ from external import (
 )
 
 from tinyft import cli
-from tinyft.files import make_writable_folder, read_json_lines, to_json, write_text
+from tinyft.files import make_writable_folder, read_json_lines, read_text, to_json, write_text
 from tinyft.hub import find_model
 
 EVALS = Harness("evals==3.0.1.post1", HERE / "evals")
@@ -52,6 +53,8 @@ def main() -> None:
     folder = find_model(options.model).resolve()
     output = make_writable_folder(options.output_dir).resolve()
     names = [*options.evals, *register(options.samples, output / "registry")]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice} is named twice; its second record would take the place of the first")
     if not names:
         raise ValueError("nothing to run; name some --evals or --samples")
     commands = make_environment(EVALS, options.environment)
@@ -73,19 +76,31 @@ def main() -> None:
 
 
 def register(samples: list[Path], registry: Path) -> list[str]:
-    """Make an eval `match` of each file of samples; their names. ValueError for a line that is no sample."""
-    specs = {}
+    """Make an eval `match` of each file of samples; their names, which are those of the files.
+
+    ValueError for a line that is no sample, or a name that another file or one of our evals has.
+    """
+    specs, shipped = {}, shipped_evals()
     for path in samples:
         for number, sample in read_json_lines(path):
             if not isinstance(sample, dict) or not {"input", "ideal"} <= sample.keys():
                 raise ValueError(f"{path}, line {number}: expected an object with input and ideal")
         name = safe_name(path.stem)
+        if name in specs or name in shipped:
+            other = "another file's" if name in specs else "also that of an eval in evals/registry"
+            raise ValueError(f"{path}: the name of its eval, {name}, is {other}; rename the file")
         specs[name] = {"id": f"{name}.own.v1", "metrics": ["accuracy"]}
         specs[f"{name}.own.v1"] = {"class": "evals.elsuite.basic.match:Match",
                                    "args": {"samples_jsonl": str(path.resolve())}}
     (registry / "evals").mkdir(parents=True, exist_ok=True)
     write_text(registry / "evals" / "own.yaml", to_json(specs))  # JSON is YAML
     return [name for name in specs if not name.endswith(".own.v1")]
+
+
+def shipped_evals() -> set[str]:
+    """Names in evals/registry."""
+    files = (EVALS.folder / "registry" / "evals").glob("*.yaml")
+    return {name for path in files for name in re.findall(r"^([\w.-]+):", read_text(path), re.MULTILINE)}
 
 
 def report(record: Path) -> list[str]:

@@ -4,6 +4,7 @@ Makes an environment for HELM (crfm-helm) if there is none, serves the model, le
 and stops the server.
 """
 
+import shutil
 from pathlib import Path
 
 from external import (
@@ -68,6 +69,7 @@ def main() -> None:
         for method in options.methods:
             print(f"asking    {method}: {', '.join(subjects)}; HELM's words are in {output}/{method}.log", flush=True)
             entries = [f"mmlu:subject={subject},method={METHODS[method]},model=tinyft/{name}" for subject in subjects]
+            forget_runs(output / "runs" / method, name)
             # Without its cache, which knows a reply by the model's name and would give those of an older model.
             run_logged([commands / "helm-run", "--run-entries", *entries, "--suite", method, "--output-path", output,
                         "--local-path", output / "prod_env", "--max-eval-instances", options.max_questions,
@@ -109,6 +111,17 @@ def configure(target: Path, folder: Path, name: str, url: str) -> None:
                 end_of_text=tokenizer.decode([tokenizer.eot_token]))
 
 
+def forget_runs(suite: Path, name: str) -> None:
+    """Remove a model's earlier runs of a suite: of other subjects, or of other weights by the same name.
+
+    HELM would count them in its tables and means. Other models' runs, and folders of another form, stay.
+    """
+    for folder in suite.glob("mmlu:*"):
+        parts = folder.name.removeprefix("mmlu:").split(",")
+        if folder.is_dir() and not folder.is_symlink() and f"model=tinyft_{name}" in parts:
+            shutil.rmtree(folder)
+
+
 def summarise(commands: Path, output: Path, method: str) -> None:
     """Have HELM make its tables of all runs of a method."""
     run_logged([commands / "python", "-c", SUMMARISE, "--suite", method, "--output-path", output,
@@ -126,7 +139,7 @@ main()
 
 
 def results(output: Path, methods: list[str]) -> str:
-    """The tables that helm-summarize wrote, as one: all models and subjects in the output folder."""
+    """The tables that helm-summarize wrote, as one: all models in the output folder, each as it was run last."""
     rows = []
     for method in methods:
         for part in read_json(output / "runs" / method / "groups" / "mmlu.json"):

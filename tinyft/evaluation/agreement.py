@@ -9,6 +9,7 @@ from ..files import read_json
 from .reply_files import Answered
 from .review import MARKS as WORTH
 from .statistics import cohens_kappa
+from .verdicts import HIGHEST, LOWEST
 
 MARKS = tuple(sorted(WORTH, key=WORTH.get))  # a person's, from worst to best
 OUTCOMES = ("loss", "tie", "win")
@@ -90,12 +91,21 @@ def read_judgements(path: Path, kind: str, judgements: Sequence[dict]) -> list[A
     known = {}
     for number, item in enumerate(found["judgements"], 1):
         try:
-            known[_subject(item)] = item[value]
+            known[_subject(item)] = given = item[value]
         except (KeyError, TypeError):
             raise ValueError(f"{path}, judgement {number}: not a judgement of judge.py's") from None
+        if not _is_given(given, kind):
+            expected = f"a number from {LOWEST} to {HIGHEST}" if kind == "scores" else f"one of {', '.join(OUTCOMES)}"
+            raise ValueError(f"{path}, judgement {number}: '{value}' is {given!r:.40}, expected {expected}, or null")
     if judgements and not any(_subject(item) in known for item in judgements):
         raise ValueError(f"{path}: it judges other replies; give judgements of the same ones")
     return [known.get(_subject(item)) for item in judgements]
+
+
+def _is_given(value: Any, kind: str) -> bool:
+    if value is None or kind != "scores":
+        return value is None or value in OUTCOMES
+    return isinstance(value, int | float) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
 
 
 def _subject(item: dict) -> tuple:

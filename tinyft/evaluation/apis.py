@@ -12,6 +12,8 @@ OLLAMA_PORT = 11434
 FIELDS = ("max_tokens", "temperature", "seed")  # of ours that a server of OpenAI's protocol may not take
 CHAT_PATHS = {"openai": "/chat/completions", "ollama": "/api/chat"}
 MODELS_PATHS = {"openai": "/models", "ollama": "/api/tags"}
+# Not "supports at most 4096", where the field is known and its value too large.
+_NOT_TAKEN = re.compile(r"(?:not|n't) support|unsupported|unknown|unrecogni|not permitted|extra inputs", re.IGNORECASE)
 
 
 class EndpointError(ValueError):
@@ -82,16 +84,19 @@ def chat_body(api: Api, model: str, messages: Sequence[dict[str, str]], *, strea
 
 
 def read_completion(api: Api, content: bytes) -> Completion:
-    """The reply in a body that isn't streamed. Garbled if there is none."""
+    """The reply in a body that isn't streamed. Garbled if there is none.
+
+    A message without content is a reply without words: that of a model which thought until its tokens were used up.
+    """
     found = read_object(content)
     try:
         choice = found["choices"][0] if api == "openai" else found
-        text = choice["message"]["content"]
+        text = choice["message"].get("content")
         reason = choice.get("finish_reason" if api == "openai" else "done_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Garbled(f"an answer without a message: {start_of(content)}") from None
+        raise Garbled(f"an answer without a message: {one_line_of(content)}") from None
     if not isinstance(text, str | None):
-        raise Garbled(f"a message whose content is no text: {start_of(content)}")
+        raise Garbled(f"a message whose content is no text: {one_line_of(content)}")
     return Completion((text or "").encode("utf-8", "replace").decode(), reason)  # half a surrogate pair can't be kept
 
 
@@ -100,7 +105,7 @@ def read_models(api: Api, content: bytes) -> list[str]:
     listed, key = read_object(content).get("data" if api == "openai" else "models"), "id" if api == "openai" else "name"
     names = [model.get(key) for model in listed if isinstance(model, dict)] if isinstance(listed, list) else [None]
     if not all(isinstance(name, str) for name in names):
-        raise Garbled(f"no list of models: {start_of(content)}")
+        raise Garbled(f"no list of models: {one_line_of(content)}")
     return names
 
 
@@ -109,41 +114,41 @@ def read_refusal(content: bytes) -> tuple[str, str | None]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
-        return start_of(content), None
+        return one_line_of(content), None
     error = found.get("error", found.get("detail", found)) if isinstance(found, dict) else found
     if not isinstance(error, dict):
-        return start_of(error), None
-    return start_of(error.get("message", error)), error.get("param")
+        return one_line_of(error), None
+    return one_line_of(error.get("message", error)), error.get("param")
 
 
 def unsupported_field(said: str, param: Any) -> str | None:
     """The one of FIELDS that a server says it doesn't take."""
-    if not re.search(r"support|unknown|unrecogni[sz]ed|not permitted|extra", said, re.IGNORECASE):
+    if not _NOT_TAKEN.search(said):
         return None
     return param if param in FIELDS else next((name for name in FIELDS if re.search(rf"\b{name}\b", said)), None)
 
 
-def start_of(text: Any) -> str:
-    """Its beginning, for a line of ours."""
+def one_line_of(text: Any) -> str:
+    """All of it in one line; who shows it cuts it, once there is no API key in it."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return " ".join(text.split())[:200].rstrip(". ") or "nothing"
+    return " ".join(text.split()) or "nothing"
 
 
 def read_object(content: bytes | str) -> dict:
-    """A JSON object. Garbled if it is none, EndpointError if it only tells of an error."""
+    """A JSON object. Garbled if it is none, or only tells of an error."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Garbled(f"not a JSON object but {start_of(content)}")
+        raise Garbled(f"not a JSON object but {one_line_of(content)}")
     if (error := found.get("error")) and not found.get("choices"):
-        raise Garbled(f"an error, {start_of(error.get('message', error) if isinstance(error, dict) else error)}")
+        raise Garbled(f"an error, {one_line_of(error.get('message', error) if isinstance(error, dict) else error)}")
     return found
 
 
 def read_pieces(api: Api, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The text in a stream's lines, as it comes. EndpointError where it is none, or ends too early."""
+    """The text in a stream's lines, as it comes. Garbled where it is none, or ends too early."""
     return _openai_pieces(lines) if api == "openai" else _ollama_pieces(lines)
 
 
@@ -162,7 +167,7 @@ async def _openai_pieces(lines: AsyncIterator[str]) -> AsyncIterator[str]:
             finished = finished or choice.get("finish_reason") is not None
             text = (choice.get("delta") or {}).get("content") or ""
         except (TypeError, AttributeError, KeyError):
-            raise Garbled(f"an event without a message: {start_of(value)}") from None
+            raise Garbled(f"an event without a message: {one_line_of(value)}") from None
         yield _checked(text, value)
     if not finished:
         raise Garbled("its end is missing")
@@ -183,5 +188,5 @@ async def _ollama_pieces(lines: AsyncIterator[str]) -> AsyncIterator[str]:
 
 def _checked(text: Any, event: str) -> str:
     if not isinstance(text, str):
-        raise Garbled(f"an event whose content is no text: {start_of(event)}")
+        raise Garbled(f"an event whose content is no text: {one_line_of(event)}")
     return text

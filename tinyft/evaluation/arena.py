@@ -16,13 +16,15 @@ import numpy as np
 
 from ..data.entries import Turn
 from ..inference.prompt_files import PromptLine
-from .contestants import Contestant, NoReply, log_failure
+from .contestants import Contestant, NoReply, log, log_failure
 from .journal import Journal
 from .votes import WINNERS, Vote, check_vote, storable
 
 SECONDS = 600.0  # for a reply
 MOST_CHARACTERS = 2_000_000  # of a reply
 MOST_RUNNING, MOST_KEPT = 16, 1000  # battles
+MOST_KEPT_CHARACTERS = 50_000_000  # of prompts and replies in battles that are over or wait for a vote
+MOST_FAILURES = 3  # of a prompt of the file, after which it isn't asked again
 FAILED = "This model gave no reply: it failed or can't be reached. The terminal in which the arena runs says more."
 ENDLESS = "This model's reply is too long, or takes too long."
 
@@ -37,7 +39,11 @@ class Gone(Refused):
 
 @dataclass
 class Side:
-    """One model's part of a battle. reply: None until it is complete. error: why there is none, without names."""
+    """One model's part of a battle.
+
+    pieces: of the reply, as they came, as long as the battle runs. reply: None until it is complete. error: why there
+    is none, without names.
+    """
 
     model: Contestant
     pieces: list[str] = field(default_factory=list)
@@ -58,6 +64,18 @@ class Battle:
     def pair(self) -> frozenset[str]:
         """The names of both models."""
         return frozenset(side.model.name for side in self.sides)
+
+    @property
+    def n_characters(self) -> int:
+        """The length of its prompt and its replies."""
+        return len(self.prompt) + sum(len(side.reply or "") for side in self.sides)
+
+    def end(self, state: str) -> None:
+        """It doesn't run any more; those who follow are told the replies as a whole."""
+        self.state = state
+        for side in self.sides:
+            side.pieces.clear()
+        self.tell()
 
     def tell(self) -> None:
         """Wake those who follow."""
@@ -92,23 +110,29 @@ class Battle:
 
 
 class PromptQueue:
-    """Prompts that are voted on one after the other. done: texts of prompts that have been, in this run or an earlier.
+    """Prompts that are voted on one after the other.
 
-    A prompt is asked once; one that was handed out and came to nothing is asked again after the others.
+    done: texts of prompts that have been voted on, in this run or an earlier. A prompt is asked once; one that was
+    handed out and came to nothing is asked again after the others, unless it has failed so often that it is given up.
     """
 
     def __init__(self, prompts: Sequence[PromptLine], done: set[str]):
         self.turns = {shown(line.turns): line.turns for line in prompts}
         self._waiting = deque(text for text in self.turns if text not in done)
         self._in_hand: OrderedDict[str, None] = OrderedDict()
+        self._n_failed: Counter[str] = Counter()
+        self.given_up: set[str] = set()
 
     @property
     def n_done(self) -> int:
         """How many have been voted on."""
-        return len(self.turns) - len(self._waiting) - len(self._in_hand)
+        return len(self.turns) - len(self._waiting) - len(self._in_hand) - len(self.given_up)
 
     def next(self) -> tuple[Turn, ...] | None:
-        """The next one; None when all are done. Where others have all that is left, the one they have had longest."""
+        """The next one; None when all are done or given up.
+
+        Where others have all that is left, it is the one they have had longest.
+        """
         if not self._waiting and not self._in_hand:
             return None
         text = self._waiting.popleft() if self._waiting else next(iter(self._in_hand))
@@ -116,14 +140,28 @@ class PromptQueue:
         self._in_hand.move_to_end(text)
         return self.turns[text]
 
-    def settle(self, text: str, voted: bool) -> None:
-        """What has become of one."""
-        if text in self._in_hand:
+    def settle(self, text: str, became: str) -> None:
+        """What has become of one: "voted", "skipped" or "failed"."""
+        self._n_failed[text] += became == "failed"
+        held = text in self._in_hand
+        if held:
             del self._in_hand[text]
-            if not voted:
-                self._waiting.append(text)
-        elif voted and text in self._waiting:
-            self._waiting.remove(text)
+        if became == "voted":
+            self.given_up.discard(text)
+            if not held and text in self._waiting:
+                self._waiting.remove(text)
+        elif held and self._n_failed[text] >= MOST_FAILURES:
+            self.given_up.add(text)
+            log(f"a prompt is given up, since models failed at it {MOST_FAILURES} times: {' '.join(text.split())[:60]}")
+        elif held:
+            self._waiting.append(text)
+
+    def why_empty(self) -> str:
+        """What there is to say where `next` has none."""
+        if not self.given_up:
+            return "all prompts of the file have been voted on"
+        return (f"all prompts of the file have been voted on but {len(self.given_up)}, at which models failed "
+                f"{MOST_FAILURES} times; start the arena anew to try them again")
 
 
 class Arena:
@@ -162,8 +200,7 @@ class Arena:
             raise Refused(f"{MOST_RUNNING} battles are running, which is as many as may; wait for one to end")
         turns = (Turn("user", prompt),) if prompt is not None else self.queue and self.queue.next()
         if not turns:
-            raise Refused("all prompts of the file have been voted on" if self.queue else
-                          "there is no file of prompts; ask something")
+            raise Refused(self.queue.why_empty() if self.queue else "there is no file of prompts; ask something")
         sides = tuple(Side(model) for model in self.choose_pair())
         battle = Battle(turns, sides, from_queue=prompt is None)
         # Counted from here on, so that others meanwhile get other pairs, and a model that fails isn't asked for ever.
@@ -197,18 +234,17 @@ class Arena:
         self.journal.append(vote.record())  # in the event loop, so that no other vote comes between
         battle.state, battle.winner = "voted", choice
         if self.queue:
-            self.queue.settle(battle.prompt, voted=True)
+            self.queue.settle(battle.prompt, "voted")
         return battle
 
     def skip(self, id: str) -> Battle:
         """Give a battle up without a vote; what was voted on stays so."""
         battle = self.find(id)
         if battle.state in ("running", "ready"):
-            battle.state = "skipped"
             self._n_compared[battle.pair] -= 1
-            self._settle_unvoted(battle)
             battle.task.cancel()
-            battle.tell()
+            battle.end("skipped")
+            self._settle_unvoted(battle)
         return battle
 
     def start(self) -> None:
@@ -216,20 +252,22 @@ class Arena:
         for model in self.models:
             model.start()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what runs, and let others have the file."""
-        for battle in self.battles.values():
-            battle.task.cancel()
-        for model in self.models:
-            model.close()
-        self.journal.close()
+        tasks = [battle.task for battle in self.battles.values()]
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(model.close() for model in self.models))
+        finally:
+            self.journal.close()
 
     async def _run(self, battle: Battle, seed: int) -> None:
         await asyncio.gather(*(self._reply(battle, side, seed) for side in battle.sides))
-        battle.state = "failed" if any(side.error for side in battle.sides) else "ready"
+        battle.end("failed" if any(side.error for side in battle.sides) else "ready")
         if battle.state == "failed":
             self._settle_unvoted(battle)
-        battle.tell()
 
     async def _reply(self, battle: Battle, side: Side, seed: int) -> None:
         try:
@@ -259,13 +297,15 @@ class Arena:
 
     def _settle_unvoted(self, battle: Battle) -> None:
         if self.queue and battle.from_queue:
-            self.queue.settle(battle.prompt, voted=False)
+            self.queue.settle(battle.prompt, battle.state)
 
     def _forget_old(self) -> None:
-        for id in list(self.battles):
-            if len(self.battles) <= MOST_KEPT:
+        n_characters = sum(battle.n_characters for battle in self.battles.values())
+        for id, battle in list(self.battles.items()):
+            if len(self.battles) <= MOST_KEPT and n_characters <= MOST_KEPT_CHARACTERS:
                 return
-            if self.battles[id].state != "running":
+            if battle.state != "running":
+                n_characters -= battle.n_characters
                 del self.battles[id]
 
 

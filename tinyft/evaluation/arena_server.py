@@ -4,9 +4,11 @@ import asyncio
 import base64
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -42,9 +44,13 @@ class ArenaServer(WebServer):
         """Start the models."""
         self.arena.start()
 
-    def close(self) -> None:
-        """End them, and let go of the file of votes."""
-        self.arena.close()
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        try:
+            async with super()._lifespan(app):
+                yield
+        finally:  # here, where the event loop still runs: connections are closed by it
+            await self.arena.close()
 
     # ---- endpoints
 
@@ -55,7 +61,7 @@ class ArenaServer(WebServer):
         queue = self.arena.queue
         return json_response({
             "models": len(self.arena.models), "votes": len(self.arena.votes),
-            "queue": queue and {"done": queue.n_done, "all": len(queue.turns)}})
+            "queue": queue and {"done": queue.n_done, "given_up": len(queue.given_up), "all": len(queue.turns)}})
 
     async def _begin(self, request: Request) -> Response:
         asked = await read_fields(request, MOST_BYTES, ("prompt",))

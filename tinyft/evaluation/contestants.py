@@ -1,6 +1,7 @@
 """The models of an arena: folders that are computed here, and endpoints that are asked over HTTP."""
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..inference.scheduler import Request, scheduler_of
 from ..inference.service import Service
 from .apis import EndpointError
 from .endpoints import Endpoint
+from .votes import storable
 
 TOO_LONG = "The prompt is too long for this model."
 FEWEST_TOKENS = 16  # that an endpoint is asked for, if it refuses more
@@ -35,7 +37,7 @@ class Contestant(Protocol):
     def start(self) -> None:
         """The event loop runs."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing more will be asked."""
 
     def stream(self, turns: Sequence[Turn], *, temperature: float, seed: int, max_new_tokens: int
@@ -53,7 +55,7 @@ class LocalModel:
         """Start the engine's thread."""
         self.service.start()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End it."""
         self.service.close()
 
@@ -78,7 +80,7 @@ class LocalModel:
 
 
 class RemoteModel:
-    """A model behind OpenAI's protocol."""
+    """A model behind a URL, of OpenAI's protocol or Ollama's."""
 
     def __init__(self, name: str, endpoint: Endpoint):
         self.name, self.endpoint = name, endpoint
@@ -86,8 +88,9 @@ class RemoteModel:
     def start(self) -> None:
         """Nothing to do: it is asked when it is needed."""
 
-    def close(self) -> None:
-        """Nothing to do."""
+    async def close(self) -> None:
+        """Close its connections."""
+        await self.endpoint.close()
 
     async def stream(self, turns: Sequence[Turn], *, temperature: float, seed: int, max_new_tokens: int
                      ) -> AsyncIterator[str]:
@@ -107,13 +110,19 @@ class RemoteModel:
                 return
             except EndpointError as error:
                 max_new_tokens //= 2
-                if begun or max_new_tokens < FEWEST_TOKENS or "max_tokens" not in str(error):
+                if begun or max_new_tokens < FEWEST_TOKENS or not re.search(r"max_(completion_)?tokens", str(error)):
                     raise
 
 
 def read_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, where) of the models that a command line names. ValueError for fewer than two, or two of one name."""
+    """(name, where) of the models that a command line names.
+
+    ValueError for fewer than two, two of one name, or a name that votes can't hold.
+    """
     named = [split_spec(spec) for spec in specs]
+    for name, where in named:
+        if storable(name) != name:
+            raise ValueError(f"{name!r}: a name that UTF-8 can't write; give it another one, NAME={where!r}")
     if len(named) < 2:
         raise ValueError(f"an arena compares models, and {len(named) or 'none'} is named; expected at least 2")
     names = [name for name, _ in named]
@@ -166,5 +175,9 @@ def _load(name: str, where: str, weights: str, max_rows: int, api_key: str | Non
 
 def log_failure(name: str, error: BaseException) -> None:
     """Say on stderr, where those who compare don't look, which model has failed and why."""
-    print(f"arena: {name} gave no reply: {type(error).__name__}: {error}".encode(errors="backslashreplace").decode(),
-          file=sys.stderr, flush=True)
+    log(f"{name} gave no reply: {type(error).__name__}: {error}")
+
+
+def log(line: str) -> None:
+    """Say something on stderr."""
+    print(f"arena: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)

@@ -4,12 +4,14 @@ import asyncio
 import email.utils
 import ipaddress
 import itertools
+import json
 import math
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..files import one_line
 from .apis import (
@@ -36,6 +38,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between tries, which double
 LONGEST_RETRY_AFTER = 300.0  # a server that wants a longer pause has run out of something that waiting won't mend
 CONNECT_SECONDS = 10.0
 MOST_NAMES = 10  # of models in an error
+MOST_LETTERS = 200  # of what a server says, in an error
+KEY_VARIABLE = "OPENAI_API_KEY"
 REMEDIES = {401: "; give the right API key", 403: "; give an API key that may do this",
             404: "; check the URL and the model's name"}
 FAILURES = {"ConnectError": "no connection", "ConnectTimeout": "no connection in time",
@@ -69,9 +73,7 @@ class Endpoint:
         except (self._httpx.InvalidURL, UnicodeError) as error:
             raise ValueError(f"{url!r} is no URL: {one_line(error)}") from None
         self.model, self.retries, self._key = model or None, retries, api_key or None
-        if self._key and not all("!" <= letter <= "~" for letter in self._key):
-            raise ValueError("the API key has signs that can't be sent; expected letters, digits and signs of ASCII, "
-                             "without spaces")
+        check_key(self._key or "")
         self.left_out: set[str] = set()  # fields of ours that this server doesn't take
         self._reached, self._lock = False, asyncio.Lock()
         self._client = self._httpx.AsyncClient(
@@ -79,7 +81,7 @@ class Endpoint:
             timeout=self._httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=20),
             verify=self.root.startswith("https:"),  # reading all certificates takes a while
-            trust_env=not _is_loopback(self.root))  # a proxy can't reach this machine's own servers
+            trust_env=not is_loopback(self.root))  # a proxy can't reach this machine's own servers
 
     async def __aenter__(self) -> "Endpoint":
         return self
@@ -145,8 +147,7 @@ class Endpoint:
         except self._httpx.RequestError as error:
             raise EndpointError(f"{self.root}: the reply broke off: {_reason(error)}; ask again") from None
         except Garbled as error:
-            raise EndpointError(f"{self.root}: the reply broke off: {self._without_key(str(error))}; ask again"
-                                ) from None
+            raise EndpointError(f"{self.root}: the reply broke off: {self._shown(str(error))}; ask again") from None
         finally:
             await response.aclose()
 
@@ -183,7 +184,7 @@ class Endpoint:
                 failure = EndpointError(f"{self.root}: {_reason(error)}; {remedy}")
                 most = most if self._reached else min(most, RETRIES_BEFORE_ANY_ANSWER)
             except Garbled as error:
-                failure = Garbled(f"{self.root}{path} answers with {self._without_key(str(error))}; check the URL")
+                failure = Garbled(f"{self.root}{path} answers with {self._shown(str(error))}; check the URL")
             if tried >= most:
                 raise type(failure)(f"{failure} (tried {tried + 1} times)", failure.status)
             if wait > LONGEST_RETRY_AFTER:
@@ -221,16 +222,22 @@ class Endpoint:
         """An unsuccessful response as an error with what the server says of it."""
         status = response.status_code
         said, param = read_refusal(response.content)
-        message = f"{self.root} answers {status}: {self._without_key(said)}"
+        said = self._shown(said)
+        message = f"{self.root} answers {status}: {said}"
         if status == 400 and self.api == "openai" and (name := unsupported_field(said, param)):
             return _Unsupported(message, name)
         remedy = REMEDIES.get(status, "")
         if 300 <= status < 400:
-            remedy = f"; give the URL that it redirects to, {response.headers.get('location', '')}"
+            remedy = f"; give the URL that it redirects to, {self._shown(response.headers.get('location', ''))}"
         return EndpointError(message + remedy, status)
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[the API key]") if self._key else text
+    def _shown(self, text: str) -> str:
+        """The beginning of a text for a line of ours, without the API key: cut afterwards, or a part of it may stay."""
+        if self._key:
+            escaped = json.dumps(self._key)[1:-1]
+            for key in (self._key, quote(self._key, safe=""), quote(self._key), escaped, escaped.replace("/", r"\/")):
+                text = text.replace(key, "[the API key]")
+        return text[:MOST_LETTERS].rstrip(". ")
 
 
 class _Unsupported(EndpointError):
@@ -249,9 +256,28 @@ def _import_httpx():
     return httpx
 
 
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def check_key(key: str) -> None:
+    """ValueError for an API key that can't be sent, which it doesn't show."""
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ValueError("the API key has signs that can't be sent; expected letters, digits and signs of ASCII, "
+                         "without spaces")
+
+
+def key_from_environment(url: str) -> tuple[str | None, str]:
+    """(the API key in OPENAI_API_KEY where it may be sent to `url`, why it isn't or "").
+
+    Over plain http everybody on the way could read it, so that it goes to no other machine.
+    """
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is None or url.strip().lower().startswith("https://") or is_loopback(url):
+        return key, ""
+    return None, f"{KEY_VARIABLE} isn't sent over plain http to another machine; --api-key does it anyway"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself."""
     try:
+        host = urlsplit(url.strip()).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -14,9 +14,10 @@ from typing import Any
 # Nothing of Hugging Face's is asked for but data, and no library has to know who runs this.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that PyTorch is missing is no news
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of standard errors: a process with running threads isn't to be forked
 
-import lm_eval  # noqa: E402 - reads the environment
+import lm_eval.evaluator  # noqa: E402 - reads the environment
 from lm_eval.tasks import TaskManager  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -28,6 +29,10 @@ from .stand_ins import stand_ins  # noqa: E402
 
 SEED = 1234  # of examples, as with the harness' own command
 RESAMPLES = 1000  # for standard errors of what is no mean; the harness' 100,000 take minutes for an F1
+
+
+# What is said where data are missing, by the harness, by `random.sample` and by `datasets`.
+_TOO_FEW = ("no documents available", "Sample larger than population", "out of bounds for size 0")
 
 
 @dataclass(frozen=True)
@@ -80,19 +85,22 @@ def run_tasks(model: TinyftLM, tasks: Sequence[str], manager: TaskManager, optio
         except (MemoryError, OSError):
             raise
         except Exception as error:  # tasks and their templates are programs, which raise whatever they like
-            if isinstance(error, ValueError) and not missing:
+            if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # while compiled code ran
+                raise KeyboardInterrupt from None
+            lacks = any(words in str(error) for words in _TOO_FEW)
+            if isinstance(error, ValueError) and not lacks:
                 raise
             files = ", ".join(map(str, dict.fromkeys(missing)))
-            remedy = (f"these files are missing: {files}" if missing else
-                      "do the data have the fields that the task reads?")
+            remedy = (f"these files are missing: {files}" if missing and lacks else
+                      "do the data have the fields and the number of rows that the task needs?")
             raise ValueError(f"the harness stopped with {type(error).__name__}: {one_line(error)}; {remedy} "
                              "(TINYFT_DEBUG=1 shows where)") from error
 
 
 def programs_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(task_id, completion) of all programs that a model has written for HumanEval."""
-    return [(sample["doc"]["task_id"], completion) for sample in results["samples"].get("humaneval", ())
-            for completion in sample["resps"][0]]
+    return [(sample["doc"]["task_id"], completion) for task, samples in results["samples"].items()
+            if task.startswith("humaneval") for sample in samples for completion in sample["resps"][0]]
 
 
 @contextmanager
@@ -100,6 +108,7 @@ def _quiet() -> Iterator[None]:
     """The harness tells much of what it does; here the progress of the model's answers is enough."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate", "huggingface_hub")]
     levels, make_bar = [logger.level for logger in loggers], tqdm.__init__
+    find_commit, lm_eval.evaluator.get_git_commit_hash = lm_eval.evaluator.get_git_commit_hash, lambda: None
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     tqdm.__init__ = functools.partialmethod(make_bar, disable=True)  # but for those that say otherwise, as ours do
@@ -108,16 +117,24 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__ = make_bar
+        tqdm.__init__, lm_eval.evaluator.get_git_commit_hash = make_bar, find_commit
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def what_was_ignored(results: Mapping[str, Any], num_fewshot: int | None) -> list[str]:
+    """Lines that say which tasks show another number of examples than was asked for, since they fix it."""
+    if num_fewshot is None:
+        return []
+    return [f"{task} shows {shown} examples, whatever is asked for" for task, shown in results["n-shot"].items()
+            if shown != num_fewshot]
 
 
 def what_was_cut(notes: Mapping[str, Notes]) -> list[str]:
     """Lines that say which tasks had to be cut to fit into the model's context."""
     lines = []
     for task, note in notes.items():
-        parts = [(note.cut, f"prompts cut on the left: {note.cut} of {note.asked}, by {note.lost_tokens} tokens"),
+        parts = [(note.cut, f"texts cut on the left: {note.cut} of {note.asked}, by {note.lost_tokens} tokens"),
                  (note.unscored, f"longer than the context: {note.unscored} texts to score"),
                  (note.short, f"replies that the context ended: {note.short}")]
         said = [text for count, text in parts if count]

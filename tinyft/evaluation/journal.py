@@ -3,25 +3,65 @@
 import json
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import read_json_lines
+from ..files import decode_text
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: two processes aren't kept from writing to one file there
     fcntl = None
 
+Check = Callable[[dict, str], object]  # of a record and where it stands; ValueError if it doesn't belong there
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a journal holds at one moment. tail: what follows its last line's end, which may be a part of a record."""
+
+    path: Path
+    records: list[dict]
+    tail: bytes = b""
+    tail_is_record: bool = False
+
+
+def read_journal(path: str | os.PathLike, check: Check | None = None) -> Snapshot:
+    """The records of a journal that another process may be adding to; nothing is changed.
+
+    A last line without its end counts if it is whole but for that. ValueError, with path and line, for a file that
+    holds anything but objects, or one that `check` refuses; OSError for one that can't be read.
+    """
+    content = Path(path).read_bytes()
+    whole = content.rfind(b"\n") + 1
+    lines, records = decode_text(content[:whole], path).split("\n"), []
+    for number, line in enumerate(lines, 1):  # splitlines() cuts at more than line ends
+        if line.strip():
+            records.append(_checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}", check))
+    tail, is_record = content[whole:], False
+    try:  # a part of an object's text is never an object
+        last = json.loads(decode_text(tail, path))
+        is_record = isinstance(last, dict)
+    except (ValueError, RecursionError):
+        pass
+    if is_record:
+        records.append(_checked(last, f"{path}, line {len(lines)}", check))
+    elif tail and not (records or tail.startswith(b"{") or not tail.strip(b"\0")):
+        raise ValueError(f"{path}: holds something else than lines with a JSON object each; choose another file")
+    return Snapshot(Path(path), records, tail, is_record)
+
 
 class Journal:
     """A file of JSON objects, one a line, that this process alone adds to.
 
     records: all of them, oldest first. repaired: what was done about a last line without its end, in words, or "".
-    Threads may share it. ValueError, with path and line, for a file that holds anything else, can't be written, or is
-    being written by another process.
+    check: of each record; nothing in the file is changed before all have passed. Threads may share a journal.
+    ValueError, with path and line, for a file that holds anything else, can't be written, or is being written by
+    another process.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, check: Check | None = None):
         self.path, self.repaired = Path(path), ""
         self._lock = threading.Lock()
         is_new = not self.path.exists()
@@ -31,8 +71,9 @@ class Journal:
             raise ValueError(f"{path}: cannot write it ({error.strerror}); choose another file") from None
         try:
             self._claim()
-            self._repair()
-            self.records = [_checked(value, f"{path}, line {number}") for number, value in read_json_lines(self.path)]
+            found = read_journal(self.path, check)
+            self.records = found.records
+            self._repair(found)
             if is_new:
                 _flush_folder(self.path)
         except BaseException:
@@ -69,30 +110,34 @@ class Journal:
             raise ValueError(f"{self.path} is being written by another process; stop that, or choose another "
                              "file") from None
 
-    def _repair(self) -> None:
+    def _repair(self, found: Snapshot) -> None:
         """Cut a line that was being written when the process died, or end one that lacks nothing but its end."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        torn = content[whole:]
-        if not torn:
+        if not found.tail:
             return
-        try:  # a part of an object's text is never an object
-            missing = isinstance(json.loads(torn), dict)
-        except ValueError:
-            missing = False
-        if missing:
+        if found.tail_is_record:
             os.write(self._file, b"\n")
             self.repaired = f"{self.path}: the last line had no end; it has one now"
         else:
-            os.ftruncate(self._file, whole)
-            self.repaired = (f"{self.path}: {len(torn)} bytes at the end were no whole line, from a write that was "
-                             "broken off; they are gone")
+            os.ftruncate(self._file, os.fstat(self._file).st_size - len(found.tail))
+            self.repaired = (f"{self.path}: {len(found.tail)} bytes at the end were no whole line, from a write that "
+                             "was broken off; they are gone")
         os.fsync(self._file)
 
 
-def _checked(value: object, where: str) -> dict:
+def _parse(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError(f"{where}: JSON that is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg})") from None
+
+
+def _checked(value: object, where: str, check: Check | None) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object")
+    if check:
+        check(value, where)
     return value
 
 

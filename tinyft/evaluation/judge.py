@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..data.entries import Turn
 from ..progress import ProgressMeter
-from .apis import Completion, EndpointError
+from .apis import Completion, EndpointError, Garbled
 from .endpoints import Endpoint
 from .journal import Journal
 from .reply_files import Answered
@@ -32,6 +32,7 @@ What counts is which reply does better what the instruction asks for, and whethe
 order of the two nor their length counts."""
 SCORE_REMINDER = "Write nothing but the score, one integer from 0 to 100."
 COMPARISON_REMINDER = "Write nothing but A, B or TIE."
+MOST_GARBLED = 8  # questions in a row without an answer that can be read: that is no judge
 Outcome = Literal["win", "loss", "tie"]
 
 
@@ -40,7 +41,7 @@ class Verdict:
     """What a judge makes of one thing that it was asked.
 
     value: a score or a choice; None where there is none. said: its words, one text for each time that it was asked.
-    refused: why the endpoint didn't take the question, or "".
+    refused: why the endpoint didn't take the question, or gave nothing that is an answer, or "".
     """
 
     value: Any
@@ -133,26 +134,33 @@ def _conversation(turns: Sequence[Turn]) -> str:
 # ---- asking
 
 
+def check_answer(record: dict, where: str) -> None:
+    """ValueError for a line of a journal that is no answer of a judge."""
+    texts = record.get("key"), record.get("reply"), record.get("finish_reason") or ""
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: not a judge's answer; choose another file")
+
+
 class Judge:
     """Asks an endpoint for verdicts; again where one makes no sense; never twice for what is in the journal.
 
     journal: where all that the judge says is kept, by a hash of all that it was asked. seed: sent along; each further
     attempt has the next. max_tokens: longest answer. attempts: how often it is asked at most. parallel: questions that
-    are under way at a time. `asked` counts answers that the endpoint gave now, `known` questions that the journal had
+    are under way at a time. fresh: ask also what the journal has already; of two answers to one question, the later one
+    counts from then on. `asked` counts answers that the endpoint gave now, `known` questions that the journal had
     whole.
     """
 
     def __init__(self, endpoint: Endpoint, journal: Journal, *, seed: int = 123, max_tokens: int = 64,
-                 attempts: int = 3, parallel: int = 4):
+                 attempts: int = 3, parallel: int = 4, fresh: bool = False):
         self.endpoint, self.journal = endpoint, journal
         self.seed, self.max_tokens, self.attempts, self.parallel = seed, max_tokens, attempts, parallel
-        self.asked = self.known = 0
+        self.asked = self.known = self._garbled = 0
         self._said: dict[str, Completion] = {}
         for number, record in enumerate(journal.records, 1):
-            try:
-                self._said[record["key"]] = Completion(record["reply"] + "", record["finish_reason"])
-            except (KeyError, TypeError):
-                raise ValueError(f"{journal.path}, line {number}: not a judge's answer; choose another file") from None
+            check_answer(record, f"{journal.path}, line {number}")
+            if not fresh:
+                self._said[record["key"]] = Completion(record["reply"], record["finish_reason"])
 
     async def scores(self, items: Sequence[tuple[Answered, str]], criteria: str | None = None) -> list[Verdict]:
         """A score of each (question, reply)."""
@@ -222,7 +230,8 @@ class Judge:
             try:
                 await self._complete(*self._request(prompt, reminder, len(verdict.said)))
             except EndpointError as error:
-                if not error.refused:
+                self._garbled += isinstance(error, Garbled)
+                if not error.refused and (not isinstance(error, Garbled) or self._garbled > MOST_GARBLED):
                     raise
                 return replace(verdict, refused=str(error))
 
@@ -243,6 +252,7 @@ class Judge:
                              "finish_reason": completion.finish_reason})
         self._said[key] = completion
         self.asked += 1
+        self._garbled = 0
 
 
 def _same(item: Answered, other: Answered) -> bool:

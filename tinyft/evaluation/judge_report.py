@@ -14,6 +14,8 @@ from .statistics import bootstrap_interval, wilson_interval
 from .verdicts import HIGHEST, LOWEST
 
 NAME_WIDTH = 26
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+FEWEST_FOR_INTERVAL = 5  # resamples of fewer values are much too alike: those of one have no width at all
 
 
 # ---- scores
@@ -23,9 +25,8 @@ def summarise_scores(verdicts: Sequence[Verdict], rng: np.random.Generator) -> d
     """Mean, its interval and the coverage. lowest, highest: the mean if all that isn't judged were worth 0, or 100."""
     scores = [verdict.value for verdict in verdicts if verdict.value is not None]
     n, refused, total = len(verdicts), sum(bool(verdict.refused) for verdict in verdicts), math.fsum(scores)
-    interval = bootstrap_interval(scores, rng)
     return {"entries": n, "judged": len(scores), "unparseable": n - len(scores) - refused, "refused": refused,
-            "mean": total / len(scores) if scores else None, "interval": list(interval) if scores else None,
+            "mean": total / len(scores) if scores else None, "interval": _interval(scores, rng),
             "lowest": (total + LOWEST * (n - len(scores))) / n if n else None,
             "highest": (total + HIGHEST * (n - len(scores))) / n if n else None}
 
@@ -36,9 +37,18 @@ def summarise_difference(before: Sequence[Verdict], after: Sequence[Verdict], rn
                    if None not in (old.value, new.value)]
     return {"entries": len(before), "judged": len(differences),
             "mean": math.fsum(differences) / len(differences) if differences else None,
-            "interval": list(bootstrap_interval(differences, rng)) if differences else None,
+            "interval": _interval(differences, rng),
             "better": sum(difference > 0 for difference in differences),
             "worse": sum(difference < 0 for difference in differences)}
+
+
+def _interval(values: Sequence[float], rng: np.random.Generator) -> list[float] | None:
+    """The interval of a mean, or None where too few values are known to say anything about it."""
+    return list(bootstrap_interval(values, rng)) if len(values) >= FEWEST_FOR_INTERVAL else None
+
+
+def _shown_interval(interval: Sequence[float] | None, form: str = ".1f") -> str:
+    return "[unknown]" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def by_family(items: Sequence[Answered], verdicts: Sequence[Any], summarise) -> dict[str, dict]:
@@ -60,9 +70,8 @@ def mean_line(summary: dict) -> str:
     if summary["mean"] is None:
         said = f"no mean: 0 judged out of {summary['entries']}"
     else:
-        low, high = summary["interval"]
-        said = f"mean {summary['mean']:.1f} [{low:.1f}, {high:.1f}] of {summary['judged']} judged out of "
-        said += f"{summary['entries']}"
+        said = (f"mean {summary['mean']:.1f} {_shown_interval(summary['interval'])} of {summary['judged']} judged "
+                f"out of {summary['entries']}")
     missing = [f"{summary[what]} {what}" for what in ("unparseable", "refused") if summary[what]]
     if missing and summary["mean"] is not None:
         missing.append(f"between {summary['lowest']:.1f} and {summary['highest']:.1f} whatever they are worth")
@@ -87,9 +96,8 @@ def report_scores(items: Sequence[Answered], columns: dict[str, Sequence[Verdict
         old, new = columns
         summary["difference"] = found = summarise_difference(columns[old], columns[new], np.random.default_rng(seed))
         if found["judged"]:
-            low, high = found["interval"]
-            lines.append(f"{new} - {old}: {found['mean']:+.1f} [{low:+.1f}, {high:+.1f}] of {found['judged']} judged "
-                         f"in both; {found['better']} better, {found['worse']} worse")
+            lines.append(f"{new} - {old}: {found['mean']:+.1f} {_shown_interval(found['interval'], '+.1f')} of "
+                         f"{found['judged']} judged in both; {found['better']} better, {found['worse']} worse")
     return summary, lines
 
 
@@ -111,7 +119,7 @@ def _width(names: Iterable[str]) -> int:
 def _score_cells(row: dict) -> str:
     if row["mean"] is None:
         return f"{'-':>10}{'-':>16}{0:>8}"
-    return f"{row['mean']:>10.1f}{'[{:.1f}, {:.1f}]'.format(*row['interval']):>16}{row['judged']:>8}"
+    return f"{row['mean']:>10.1f}{_shown_interval(row['interval']):>16}{row['judged']:>8}"
 
 
 # ---- comparisons
@@ -226,4 +234,4 @@ def _literal(texts: Iterable[str]) -> list[str]:
 
 def _save(figure, path: Path) -> None:
     with replacing(path) as beside:
-        figure.savefig(beside, format=path.suffix.removeprefix(".") or "png")
+        figure.savefig(beside, format=path.suffix.lower().removeprefix(".") or "png")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ from ..files import make_writable_folder, one_line
 from ..inference.engine import Engine
 from ..tokenizer import Tokenizer
 
-SECONDS_BETWEEN_COMMITS = 2.0
-
 
 class KnownAnswers:
     """JSON values by key, in an SQLite file; without a path they are only kept while this object lives.
 
-    Used as a context manager while answers come: what has been put is on disk every two seconds and at the end, also
-    when the block is left by an error. ValueError for a file that is no such database.
+    What has been put stays, whatever happens to the process. ValueError for a file that is no such database.
     """
 
     def __init__(self, path: Path | None = None):
@@ -26,13 +22,17 @@ class KnownAnswers:
         if path is not None:
             make_writable_folder(path.parent)
         try:
-            self._database = sqlite3.connect(":memory:" if path is None else path, timeout=30)
+            self._database = sqlite3.connect(":memory:" if path is None else path, timeout=30, isolation_level=None)
+            # Each answer is a transaction, which costs little if the disk need not be waited for.
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = normal")
             self._database.execute("create table if not exists answers (key text primary key, value text)")
-            self._database.commit()
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"{path}: can't be used now ({one_line(error)}); is another run at it? Choose another "
+                             "folder with --output-dir, or wait") from None
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path}: can't be used as a store of answers ({one_line(error)}); delete it, or choose "
-                             "another with --cache-dir") from None
-        self._committed = time.monotonic()
+            raise ValueError(f"{path}: is no store of answers ({one_line(error)}); delete it, or choose another folder "
+                             "with --output-dir") from None
 
     def get(self, key: str) -> Any:
         """The value of a key; None if there is none."""
@@ -43,23 +43,10 @@ class KnownAnswers:
     def put(self, key: str, value: Any) -> None:
         """Keep a value."""
         self._database.execute("insert or replace into answers values (?, ?)", (key, json.dumps(value)))
-        if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
-            self._commit()
 
     def forget(self) -> None:
         """Let go of all that is kept."""
         self._database.execute("delete from answers")
-        self._commit()
-
-    def __enter__(self) -> "KnownAnswers":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._commit()
-
-    def _commit(self) -> None:
-        self._database.commit()
-        self._committed = time.monotonic()
 
 
 def fingerprint(engine: Engine, tokenizer: Tokenizer) -> str:

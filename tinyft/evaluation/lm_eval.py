@@ -6,9 +6,10 @@ is, how likely a whole text is, and what a model writes until a stop string come
 
 import hashlib
 import json
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class TinyftLM(TemplateLM):
         self.max_length = engine.config.n_positions
         self.known = known or KnownAnswers()
         self.notes: dict[str, Notes] = defaultdict(Notes)
-        self._seed = seed
+        self.seed = seed
 
     # ---- tokens
 
@@ -138,34 +139,36 @@ class TinyftLM(TemplateLM):
         found = {key: self.known.get(key) for key in dict.fromkeys(keys)}
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if found[key] is None}
         names = list(missing)
-        with self.known:
-            for number, scores in score_each(self.engine, list(missing.values()), what=self._titled(what)):
-                answer = [sum(score.logprob for score in scores), all(score.token == score.likeliest
-                                                                      for score in scores)]
-                found[names[number]] = answer
-                self.known.put(names[number], answer)
+        for number, scores in score_each(self.engine, list(missing.values()), what=self._titled(what)):
+            answer = [sum(score.logprob for score in scores), all(score.token == score.likeliest for score in scores)]
+            found[names[number]] = answer
+            self.known.put(names[number], answer)
         return [(float(found[key][0]), bool(found[key][1])) for key in keys]
 
     # ---- what is written
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each prompt, up to a stop string, the end of the text or max_gen_toks."""
-        plans = [_Plan.of(request, self) for request in requests]
-        keys = ["" if plan.sampling.temperature else _key("text", plan.identity()) for plan in plans]
-        found: dict[int, list] = {i: answer for i, key in enumerate(keys)
-                                  if key and (answer := self.known.get(key)) is not None}
-        with self.known:
-            for some in _alike(plans, [i for i in range(len(plans)) if i not in found]):
-                running = [plans[i].request(np.random.default_rng([self._seed, i])) for i in some]
-                for number, text in run_all(self.engine, self.tokenizer, running, stop_strings=plans[some[0]].stop,
-                                            what=self._titled("replies")):
-                    i = some[number]
-                    found[i] = [text, plans[i].is_short(running[number])]
-                    if keys[i]:
-                        self.known.put(keys[i], found[i])
-        for i, request in enumerate(requests):
-            self.notes[request.task_name].short += found[i][1]
-        return [found[i][0] for i in range(len(requests))]
+        times: Counter = Counter()  # of the same question, where a task wants several replies to it
+        plans, keys = [], []
+        for request in requests:
+            which = request.task_name or "", int(request.doc_id or 0), request.idx
+            plans.append(_Plan.of(request, self, (*which, times[which])))
+            keys.append(_key("text", plans[-1].identity()))
+            times[which] += 1
+        found = {key: self.known.get(key) for key in dict.fromkeys(keys)}
+        missing = {key: plan for key, plan in zip(keys, plans, strict=True) if found[key] is None}
+        for some in _alike(missing):
+            running = [missing[key].request() for key in some]
+            for number, text in run_all(self.engine, self.tokenizer, running, stop_strings=missing[some[0]].stop,
+                                        what=self._titled("replies")):
+                request = running[number]
+                found[some[number]] = [text, len(request.tokens), request.finish_reason]
+                self.known.put(some[number], found[some[number]])
+        for request, key, plan in zip(requests, keys, plans, strict=True):
+            _, length, reason = found[key]
+            self.notes[request.task_name].short += reason == "length" and length < plan.wanted
+        return [found[key][0] for key in keys]
 
     def _titled(self, what: str) -> str:
         return f"{self.name}: {what}" if what else ""
@@ -193,7 +196,7 @@ class TinyftLM(TemplateLM):
 
 @dataclass
 class _Plan:
-    """A reply to write."""
+    """A reply to write. draw: what its random numbers come from, if it is drawn."""
 
     prompt: list[int]
     room: int  # tokens that it gets
@@ -201,9 +204,11 @@ class _Plan:
     stop: tuple[str, ...]
     ends: tuple[int, ...]
     sampling: Sampling
+    draw: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, instance: Instance, model: TinyftLM) -> "_Plan":
+    def of(cls, instance: Instance, model: TinyftLM, which: tuple[str, int, int, int]) -> "_Plan":
+        """which: the task, its item, the request of that, and how often it was made before."""
         context, options = instance.args
         options = normalize_gen_kwargs(options, DEFAULT_MAX_GEN_TOKS)
         wanted, stop = options.pop("max_gen_toks"), handle_stop_sequences(options.pop("until", None), eos=None)
@@ -217,39 +222,44 @@ class _Plan:
         notes.lost_tokens += max(0, len(prompt) - most)
         prompt = prompt[-most:]
         _, end = end_of_reply(model.style, model.tokenizer)
+        draw = (model.seed, zlib.crc32(which[0].encode()), *which[1:]) if sampling.temperature else ()
         return cls(prompt, min(wanted, model.max_length - len(prompt)), wanted, tuple(filter(None, stop)),
-                   tuple(dict.fromkeys((*model.tokenizer.stop_tokens, end))), sampling)
+                   tuple(dict.fromkeys((*model.tokenizer.stop_tokens, end))), sampling, draw)
 
     def identity(self) -> list:
-        return [self.prompt, self.room, self.stop, self.ends, self.sampling.repetition_penalty]
+        """All that its text depends on, but for the model."""
+        return [self.prompt, self.room, self.stop, self.ends, asdict(self.sampling), self.draw]
 
-    def request(self, rng: np.random.Generator) -> Request:
-        return Request(self.prompt, max_new_tokens=self.room, ends=self.ends, sampling=self.sampling, rng=rng)
-
-    def is_short(self, request: Request) -> bool:
-        return request.finish_reason == "length" and len(request.tokens) < self.wanted
+    def request(self) -> Request:
+        return Request(self.prompt, max_new_tokens=self.room, ends=self.ends, sampling=self.sampling,
+                       rng=np.random.default_rng(self.draw) if self.draw else None)
 
 
 def _sampling(options: dict[str, Any], task: str | None) -> Sampling:
     """How tokens are chosen, from what a task says; ValueError for what isn't understood and would change the text."""
     draws = options.pop("do_sample", False)
-    for name in WITHOUT_EFFECT:
-        if options.get(name) in (1, True, None):
-            options.pop(name, None)
+    options = {name: value for name, value in options.items()
+               if name not in WITHOUT_EFFECT or value not in (1, True, None, False)}
     unknown = sorted(set(options) - set(SAMPLING))
     if unknown:
         raise ValueError(f"{task}: its generation_kwargs have {', '.join(unknown)}, expected until, max_gen_toks, "
                          f"do_sample or {', '.join(SAMPLING)}; a task of one's own can leave it out")
-    if not draws:
-        return Sampling(repetition_penalty=options.get("repetition_penalty", 1.0))
-    return Sampling(**{"temperature": 1.0, **options})
+    if isinstance(options.get("top_k"), float) and options["top_k"].is_integer():
+        options["top_k"] = int(options["top_k"])
+    options["top_k"] = options.get("top_k") or None  # 0 is no limit, as in transformers
+    try:
+        if not draws:
+            return Sampling(repetition_penalty=options.get("repetition_penalty", 1.0))
+        return Sampling(**{"temperature": 1.0, **options})
+    except ValueError as error:
+        raise ValueError(f"{task}: its generation_kwargs can't be followed: {error}") from None
 
 
-def _alike(plans: Sequence[_Plan], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Those of equal stop strings together."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number in numbers:
-        groups.setdefault(plans[number].stop, []).append(number)
+def _alike(plans: dict[str, _Plan]) -> Iterator[list[str]]:
+    """The keys of those with equal stop strings together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for key, plan in plans.items():
+        groups.setdefault(plan.stop, []).append(key)
     yield from groups.values()
 
 

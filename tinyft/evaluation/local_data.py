@@ -11,6 +11,8 @@ import pyarrow.parquet
 
 from ..files import one_line, read_json, read_json_lines
 
+DEFAULT = "default"  # a data set's only configuration, whose name may be left out
+NO_DATA = ("dataset_info", "dataset_infos", "state")  # what stands beside data in copies of data sets
 BUILDERS = ("json", "csv", "parquet", "text")  # names that are no data sets, but ways to read files
 
 
@@ -54,9 +56,16 @@ def _reader_of(folder: Path, load_dataset: Callable, missing: list[Path]) -> Cal
         if path in BUILDERS:
             return load_dataset(path, name, *rest, split=split, data_files=data_files, **options)
         place = folder / _place(path, None if data_files else name)
+        if not place.is_dir() and name == DEFAULT:
+            place = folder / path
+        if not data_files and name is None and (folder / path / DEFAULT).is_dir():
+            place = folder / path / DEFAULT
         if not place.is_dir() and (bundled := _bundled(path)):
             return bundled
         parts = _Parts(place, _files_named(place, data_files) if data_files else _files_in(place), missing)
+        if split is not None and not split.isidentifier():
+            raise ValueError(f"the task asks for the part {split!r} of {path}, which can't be read from a folder; put "
+                             "what it means into a file, and give the task's dataset_kwargs that name")
         return parts if split is None else parts[split]
 
     return load
@@ -95,7 +104,7 @@ def _files_in(place: Path) -> dict[str, list[Path]]:
     """Files by the part of a data set that they belong to: test.jsonl, or test-00000-of-00001.parquet."""
     found: dict[str, list[Path]] = {}
     for file in sorted([*place.glob("*"), *place.glob("data/*")]):
-        if file.suffix in _READERS:
+        if file.suffix in _READERS and file.stem not in NO_DATA:
             found.setdefault(file.stem.split("-")[0], []).append(file)
     return found
 
@@ -120,6 +129,8 @@ def _read(file: Path) -> datasets.Dataset:
 
 
 def _of_rows(rows: list[Any], file: Path) -> datasets.Dataset:
+    if not rows:
+        raise ValueError(f"{file}: there are no rows in it")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{file}, row {number}: expected an object with the data set's fields")

@@ -20,7 +20,7 @@ MEASURES = {measure.name: measure for measure in (
             ("cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")),
     Measure("superglue", "eight harder ones", ("super-glue-lm-eval-v1",),
             ("boolq", "cb", "copa", "multirc", "record", "sglue_rte", "wic", "wsc")),
-    Measure("bigbench", "166 and 160 tasks, by choice and by text",
+    Measure("bigbench", "119 and 167 tasks, by choice and by text",
             ("bigbench_multiple_choice_a", "bigbench_multiple_choice_b", "bigbench_generate_until"),
             ("bigbench_odd_one_out_multiple_choice", "bigbench_strategyqa_multiple_choice",
              "bigbench_simple_arithmetic_json_generate_until", "bigbench_linguistic_mappings_generate_until")),

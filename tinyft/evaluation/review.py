@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .journal import Journal
+from .journal import Journal, Snapshot
 from .reply_files import Answered, read_answered
 from .statistics import wilson_interval
 
@@ -67,14 +67,25 @@ def marks_path(replies: Path) -> Path:
     return replies.with_name(f"{replies.stem}.marks.jsonl")
 
 
-class Review:
-    """Replies with their marks. ValueError where the journal holds anything but marks."""
+def check_mark(record: dict, where: str) -> None:
+    """ValueError, with where it stands, for a record of a journal that is no mark."""
+    entry, mark, note = (record.get(name) for name in ("entry", "mark", "note"))
+    if not isinstance(entry, str) or mark not in ("", *MARKS) or not isinstance(note, str):
+        raise ValueError(f"{where}: expected an object with entry, mark (one of {', '.join(MARKS)}) and note")
 
-    def __init__(self, replies: Sequence[Reply], journal: Journal):
+
+class Review:
+    """Replies with their marks. ValueError where the journal holds anything but marks.
+
+    Of a snapshot of a journal it can tell everything, and `set` nothing.
+    """
+
+    def __init__(self, replies: Sequence[Reply], journal: Journal | Snapshot):
         self.replies, self.journal = replies, journal
         self._marks: dict[str, Mark] = {}
         for number, record in enumerate(journal.records, 1):
-            self._take(record, f"{journal.path}, mark {number}")
+            check_mark(record, f"{journal.path}, mark {number}")
+            self._take(record)
         self._digests = [reply.digest for reply in replies]
 
     @property
@@ -90,25 +101,31 @@ class Review:
         """What was said of a reply, the last time."""
         return self._marks.get(self._digests[index], Mark())
 
-    def set(self, index: int, mark: str, note: str = "") -> None:
-        """Keep a mark; it is on disk when this returns. OSError where it can't be, and then it doesn't count."""
-        record = {"time": time.time(), "entry": self._digests[index], "mark": mark, "note": note}
-        self.journal.append(record)
-        self._take(record, "")
+    def same_as(self, index: int) -> list[int]:
+        """Where in the file the replies stand that share this one's mark, its own place among them."""
+        return [i for i, digest in enumerate(self._digests) if digest == self._digests[index]]
 
-    def _take(self, record: dict, where: str) -> None:
-        entry, mark, note = (record.get(name) for name in ("entry", "mark", "note"))
-        if not isinstance(entry, str) or mark not in ("", *MARKS) or not isinstance(note, str):
-            raise ValueError(f"{where}: expected an object with entry, mark (one of {', '.join(MARKS)}) and note")
-        self._marks[entry] = Mark(mark, note)
+    def set(self, index: int, mark: str | None = None, note: str | None = None) -> None:
+        """Keep a mark or a note or both; None leaves it as it is. It is on disk when this returns.
+
+        OSError where it can't be, and then it doesn't count.
+        """
+        said = self.mark(index)
+        record = {"time": time.time(), "entry": self._digests[index], "mark": said.mark if mark is None else mark,
+                  "note": said.note if note is None else note}
+        self.journal.append(record)
+        self._take(record)
+
+    def _take(self, record: dict) -> None:
+        self._marks[record["entry"]] = Mark(record["mark"], record["note"])
 
     def exported(self) -> list[dict]:
-        """All replies that have a mark or a note, in the file's order."""
+        """All replies that have a mark or a note, in the file's order; "mark" is None where there is only a note."""
         rows = []
         for reply in self.replies:
             said = self.mark(reply.index)
-            if said.mark:
-                rows.append({"index": reply.index, "mark": said.mark, "note": said.note, "family": reply.family,
+            if said.mark or said.note:
+                rows.append({"index": reply.index, "mark": said.mark or None, "note": said.note, "family": reply.family,
                              "instruction": reply.instruction, "reply": reply.reply})
         return rows
 

@@ -48,20 +48,25 @@ class ReviewServer(WebServer):
             "mark": said.mark, "note": said.note})
 
     async def _mark(self, request: Request) -> Response:
+        """Keep a mark or a note or both. What isn't sent stays as it is: another page may have changed it."""
         asked = await read_fields(request, MOST_BYTES, ("index", "entry", "mark", "note"))
-        index, mark, note = asked.get("index"), asked.get("mark"), text_of(asked, "note")
+        index, mark = asked.get("index"), asked.get("mark")
+        note = text_of(asked, "note") if "note" in asked else None
         if type(index) is not int or not 0 <= index < len(self.review.replies):
             raise APIError(f"index: expected a number from 0 to {len(self.review.replies) - 1}", "index")
         if asked.get("entry") != self.review.digest(index):
             raise APIError("the file of replies is another one than when this page was loaded; load it again",
                            "entry", status=409)
-        if mark not in ("", *MARKS):
+        if not asked.keys() & {"mark", "note"}:
+            raise APIError("expected a mark or a note")
+        if "mark" in asked and mark not in ("", *MARKS):
             raise APIError(f"mark: expected one of {', '.join(MARKS)}, or an empty text for none", "mark")
         try:
             self.review.set(index, mark, note)
         except OSError as error:
-            raise APIError(f"the mark can't be written down, and doesn't count: {error.strerror}", status=507) from None
-        return json_response({"summary": self.review.summary()})
+            raise APIError(f"it can't be written down, and doesn't count: {error.strerror}", status=507) from None
+        return json_response({"mark": self.review.mark(index).mark, "indices": self.review.same_as(index),
+                              "summary": self.review.summary()})
 
     async def _marks(self, request: Request) -> Response:
         return download(self.review.exported(), "marks.json")

@@ -34,40 +34,62 @@ class Row:
 
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The rows of one model's results, or of two models' on the same tasks, in the harness' form, with samples."""
+    """The rows of one model's results, or of two models' on the same tasks, in the harness' form, with samples.
+
+    A group stands before its tasks.
+    """
     first, rows = results[0], []
-    depths = _depths(first)
-    for task, found in first["results"].items():
-        for key in found:
-            metric, _, chosen = key.partition(",")
-            if metric.endswith("_stderr") or not isinstance(found[key], (int, float)) or not chosen:
-                continue
+    for task, depth in _ordered(first):
+        found = first["results"][task]
+        numbers = _numbers(found)
+        for metric, chosen in numbers:
             if metric in LEFT_OUT.get(task, ()):
                 continue
-            name = metric if sum(other.startswith(metric + ",") for other in found) == 1 else f"{metric} ({chosen})"
-            values = tuple((float(each["results"][task][key]), _error(each["results"][task], metric, chosen))
-                           for each in results)
+            name = metric if sum(other == metric for other, _ in numbers) == 1 else f"{metric} ({chosen})"
+            values = tuple((float(each["results"][task][f"{metric},{chosen}"]),
+                            _error(each["results"][task], metric, chosen)) for each in results)
             rows.append(Row(task, name, _items(first, task), values, _difference(results, task, metric, chosen, values),
                             _guessing(first, task, metric), first["higher_is_better"].get(task, {}).get(metric, True),
-                            depths.get(task, 0)))
+                            depth))
     return rows
 
 
-def _depths(results: Mapping[str, Any]) -> dict[str, int]:
-    """How deep each task stands in groups."""
-    depths: dict[str, int] = {}
-    for group, members in results.get("group_subtasks", {}).items():
-        for member in members:
-            depths[member] = depths.get(group, 0) + 1
-    return depths
+def _numbers(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(metric, filter) of all numbers of a task."""
+    names = [key.partition(",") for key, value in found.items() if isinstance(value, (int, float))]
+    return [(metric, chosen) for metric, _, chosen in names if chosen and not metric.endswith("_stderr")]
+
+
+def _ordered(results: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Tasks and groups, each group before what is in it, with how many groups that have a number stand above each."""
+    groups, found = results.get("group_subtasks", {}), results["results"]
+    members = {member for names in groups.values() for member in names}
+    ordered: dict[str, int] = {}
+
+    def walk(name: str, depth: int) -> None:
+        if name in ordered:
+            return
+        has_number = name in found and bool(_numbers(found[name]))
+        if name in found:
+            ordered[name] = depth
+        for member in groups.get(name, ()):
+            walk(member, depth + has_number)
+
+    for name in [*groups, *found]:
+        if name not in members:
+            walk(name, 0)
+    return list(ordered.items())
+
+
+def _leaves(results: Mapping[str, Any], task: str) -> list[str]:
+    """The tasks of a group; a task itself."""
+    members = results.get("group_subtasks", {}).get(task)
+    return [leaf for member in members for leaf in _leaves(results, member)] if members else [task]
 
 
 def _items(results: Mapping[str, Any], task: str) -> int:
     """How many questions were asked; of a group, in all its tasks."""
-    counts = results["n-samples"]
-    if task in counts:
-        return counts[task]["effective"]
-    return sum(_items(results, member) for member in results.get("group_subtasks", {}).get(task, ()))
+    return sum(results["n-samples"].get(leaf, {"effective": 0})["effective"] for leaf in _leaves(results, task))
 
 
 def _error(found: Mapping[str, Any], metric: str, chosen: str) -> float:
@@ -94,8 +116,9 @@ def _difference(results: Sequence[Mapping[str, Any]], task: str, metric: str, ch
     return after - before, math.hypot(before_error, after_error)
 
 
-def _by_item(results: Mapping[str, Any], task: str, metric: str, chosen: str) -> dict[int, float]:
-    return {sample["doc_id"]: float(sample[metric]) for sample in results.get("samples", {}).get(task, ())
+def _by_item(results: Mapping[str, Any], task: str, metric: str, chosen: str) -> dict[tuple[str, int], float]:
+    return {(leaf, sample["doc_id"]): float(sample[metric]) for leaf in _leaves(results, task)
+            for sample in results.get("samples", {}).get(leaf, ())
             if sample["filter"] == chosen and isinstance(sample.get(metric), (int, float))}
 
 

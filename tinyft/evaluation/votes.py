@@ -7,7 +7,7 @@ The names of winners are those of LMSYS' data (Zheng et al., "Judging LLM-as-a-J
 import os
 from dataclasses import asdict, dataclass
 
-from ..files import read_json_lines
+from .journal import read_journal
 
 # By what the page calls them.
 WINNERS = {"a": "model_a", "b": "model_b", "tie": "tie", "bad": "tie (bothbad)"}
@@ -49,8 +49,7 @@ def check_vote(value: object, where: str) -> dict:
 def read_votes(path: str | os.PathLike) -> list[dict]:
     """All votes of a file but one that is being written. ValueError with path and line."""
     try:
-        return [check_vote(value, f"{path}, line {number}")
-                for number, value in read_json_lines(path, may_be_cut=True)]
+        return read_journal(path, check_vote).records
     except OSError as error:
         raise ValueError(f"{path}: cannot read it ({error.strerror})") from None
 
