@@ -261,6 +261,7 @@ def test_it_ends_while_somebody_watches(path):
 # ---- the script
 
 
+@pytest.mark.heavy
 def test_the_script_with_two_models(tmp_path, monkeypatch):
     save_tiny_model(tmp_path / "one" / "model")
     save_tiny_model(tmp_path / "two", seed=1)

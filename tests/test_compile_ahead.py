@@ -210,6 +210,7 @@ def test_a_folder_that_has_gone_is_done_without(tmp_path):
     dispatcher._cache.save_overload(None, None)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
 @pytest.mark.parametrize("files", ["*.nbi", "*.nbc"])
 def test_damaged_files_are_made_anew(run_python, tmp_path, damage, files):
@@ -225,6 +226,7 @@ def test_damaged_files_are_made_anew(run_python, tmp_path, damage, files):
     assert "compiling" in mended.stderr and again.stderr == ""
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way on Windows")
 def test_ctrl_c_ends_compiling(tmp_path):
     """A KeyboardInterrupt would be lost where LLVM calls back."""

@@ -260,6 +260,7 @@ def test_pretrain_with_bad_input(text, options, said, model_folder, tmp_path, mo
     assert code.startswith("error: ") and said in code and "\n" not in code
 
 
+@pytest.mark.heavy
 def test_pretrain_goes_on_with_a_model(model_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "corpus.txt").write_text("\n\n".join(f"Word {i} is a word." for i in range(200)), encoding="utf-8")
     common = ["--corpus", tmp_path / "corpus.txt", "--context", "16", "--batch-size", "2", "--max-steps", "3",

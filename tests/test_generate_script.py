@@ -54,6 +54,7 @@ def test_generate_streams_the_reply(options, model_folder, tmp_path):
     assert result.stdout == "".join(stream_text(tokens, tokenizer)) + "\n"
 
 
+@pytest.mark.heavy
 def test_generate_asks_in_the_style_that_the_folder_says(data, model_folder, tmp_path):
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "mine",
                      "--prompt-style", "phi3", *SHORT, cwd=tmp_path)

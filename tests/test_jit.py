@@ -133,6 +133,7 @@ for _ in range(300):
 """
 
 
+@pytest.mark.heavy
 def test_a_kernel_sums_in_the_same_order_whenever_it_was_compiled(run_python, tmp_path):
     """The second kernel is compiled in another process than the first, with a helper that both merge."""
     for which in ("one", "both"):

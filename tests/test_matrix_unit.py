@@ -55,6 +55,7 @@ def test_panels(rows, depth, transposed, around, slack, seed):
     assert (got[:, panel - slack :] == 7).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not HAS_MATRIX_UNIT, reason="this CPU has no matrix unit")
 def test_vectors_do_the_same_without_it(run_python):
     found = []
