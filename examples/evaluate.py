@@ -32,7 +32,7 @@ EXAMPLES = """\
 
 
 def parse_arguments():
-    """The command line. ValueError for options that don't go together."""
+    """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="a model folder, or a GPT-2 on the Hugging Face hub")

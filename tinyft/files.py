@@ -110,13 +110,18 @@ def read_json_lines(path: str | os.PathLike, may_be_cut: bool = False) -> list[t
     values = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at more than line ends
         if line.strip():
-            try:
-                values.append((number, json.loads(line)))
-            except RecursionError:
-                raise ValueError(f"{path}, line {number}: JSON that is nested too deeply") from None
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            values.append((number, parse_line(line, f"{path}, line {number}")))
     return values
+
+
+def parse_line(line: str, where: str) -> Any:
+    """A line of JSON; ValueError that says where it is none."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError(f"{where}: JSON that is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg})") from None
 
 
 def make_writable_folder(path: str | os.PathLike) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import decode_text
+from ..files import decode_text, parse_line
 
 try:
     import fcntl
@@ -38,7 +38,7 @@ def read_journal(path: str | os.PathLike, check: Check | None = None) -> Snapsho
     lines, records = decode_text(content[:whole], path).split("\n"), []
     for number, line in enumerate(lines, 1):  # splitlines() cuts at more than line ends
         if line.strip():
-            records.append(_checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}", check))
+            records.append(_checked(parse_line(line, f"{path}, line {number}"), f"{path}, line {number}", check))
     tail, is_record = content[whole:], False
     try:  # a part of an object's text is never an object
         last = json.loads(decode_text(tail, path))
@@ -122,15 +122,6 @@ class Journal:
             self.repaired = (f"{self.path}: {len(found.tail)} bytes at the end were no whole line, from a write that "
                              "was broken off; they are gone")
         os.fsync(self._file)
-
-
-def _parse(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError(f"{where}: JSON that is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg})") from None
 
 
 def _checked(value: object, where: str, check: Check | None) -> dict:

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from .known_answers import KnownAnswers
 ENGINE = {"max_rows": 256, "n_blocks": 256}
 DEFAULT_MAX_GEN_TOKS = 256  # as with the harness' own models, where a task says nothing
 LEAST_ROOM = 4  # a reply gets at least 1 / LEAST_ROOM of the context, if it asks for that
-WITHOUT_EFFECT = ("use_cache", "num_beams", "num_return_sequences")  # on the text, where they are 1 or True
+WITHOUT_EFFECT = ("use_cache", "num_beams", "num_return_sequences")  # on the text, unless they are a number above 1
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -46,9 +46,6 @@ class Notes:
     lost_tokens: int = 0
     unscored: int = 0  # continuations longer than the context, whose beginnings are not scored
     short: int = 0  # replies that the end of the context ended, before they had the length that they may have
-
-    def __add__(self, other: "Notes") -> "Notes":
-        return Notes(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 class TinyftLM(TemplateLM):
