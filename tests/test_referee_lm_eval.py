@@ -12,6 +12,7 @@ from test_referee import MISSING
 
 pytestmark = [pytest.mark.referee, pytest.mark.harness, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 pytest.importorskip("lm_eval", reason="needs pip install '.[evaluate]'")
+pytest.importorskip("torch", reason="no referee: pip install '.[referees]'")
 
 import eval_samples  # noqa: E402 - what stands above may skip all this
 from lm_eval.models.huggingface import HFLM  # noqa: E402
