@@ -5,6 +5,7 @@ stands there once (`segments.py`). Only attention has to know which token belong
 transformer works on single tokens.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from . import compile_ahead, losses, ops
 from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
 from .segments import Segments, lay_out, segments_of
-from .tensor import Tensor, is_recording
+from .tensor import Tensor, is_recording, recompute, when_passed
 
 _exact_gelu = partial(ops.gelu, exact=True)
 # By the names that config.json uses. The GELUs with tanh differ in how they are computed, not in what.
@@ -107,10 +108,11 @@ class Attention(Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, std=std, rng=rng, dtype=dtype)
         self.c_proj = Linear(config.n_embd, config.n_embd, std=residual_std, rng=rng, dtype=dtype)
 
-    def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], keep: np.ndarray | None = None) -> Tensor:
+    def __call__(self, x: Tensor, attend: Callable[[Tensor], Tensor], keep: np.ndarray | None = None,
+                 rng=None) -> Tensor:
         """(N, C) -> (N, C), or (K, C) for the tokens `keep` alone. attend: (N, 3C) -> (N, C), mixes tokens."""
-        mixed = attend(self.c_attn(x))
-        return self.c_proj(mixed if keep is None else ops.embedding(mixed, keep))
+        mixed = attend(self.c_attn(x, rng))
+        return self.c_proj(mixed if keep is None else ops.embedding(mixed, keep), rng)
 
 
 class MLP(Module):
@@ -123,9 +125,9 @@ class MLP(Module):
         self.c_proj = Linear(n_inner, config.n_embd, std=residual_std, rng=rng, dtype=dtype)
         self.activation = ACTIVATIONS[config.activation_function]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rng=None) -> Tensor:
         """(N, C) -> (N, C)"""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        return self.c_proj(self.activation(self.c_fc(x, rng)), rng)
 
 
 class Block(Module):
@@ -144,11 +146,11 @@ class Block(Module):
         keep: indices of the only tokens whose result is wanted, (K,); the result is (K, C) then. The others
         are still looked at by these.
         """
-        attended = self.attn(self.ln_1(x), attend, keep)
+        attended = self.attn(self.ln_1(x), attend, keep, rng)
         if keep is not None:
             x = ops.embedding(x, keep)
         x = x + self.drop(attended, rng)
-        return x + self.drop(self.mlp(self.ln_2(x)), rng)
+        return x + self.drop(self.mlp(self.ln_2(x), rng), rng)
 
 
 def needed_lengths(targets: np.ndarray) -> np.ndarray:
@@ -174,6 +176,8 @@ class GPT2(Module):
         if not config.tie_word_embeddings:
             self.lm_head = Embedding(config.vocab_size, config.n_embd, std=std, rng=rng, dtype=dtype)
         self.drop = Dropout(config.embd_pdrop)
+        self.recompute = False  # whether a block's inner results are computed again in the backward pass, not kept
+        self.on_block_done: Callable[[int], None] | None = None  # see `run_blocks`
 
     def set_dropout(self, p: float) -> None:
         """Use one dropout probability everywhere, whatever the config says; for training only."""
@@ -212,12 +216,22 @@ class GPT2(Module):
         """All but the output layer: ids and positions (N,) -> (N, C), or (K, C) with `keep`, as for `hidden`.
 
         attend(layer, qkv) is called in every layer, with queries, keys and values (N, 3C), for what tokens take from
-        others, (N, C).
+        others, (N, C). self.on_block_done(layer) is called in the backward pass, from the last layer to the first, as
+        soon as the gradients of a block's parameters are complete.
         """
         x = self.drop(self.wte(ids) + self.wpe(positions), rng)
         for layer, block in enumerate(self.h):
-            x = block(x, partial(attend, layer), rng, keep if block is self.h[-1] else None)
+            if self.on_block_done is not None:
+                x = when_passed(x, partial(self.on_block_done, layer))
+            x = self._run_block(block, x, partial(attend, layer), rng, keep if block is self.h[-1] else None)
         return self.ln_f(x)
+
+    def _run_block(self, block: Block, x: Tensor, attend: Callable[[Tensor], Tensor], rng, keep) -> Tensor:
+        """A block, whose inner results are kept for the backward pass or, with self.recompute, computed again there."""
+        if not (self.recompute and (x.requires_grad or any(block.trainable_parameters()))):
+            return block(x, attend, rng, keep)
+        generators = iter((rng, copy.deepcopy(rng)))  # so that dropout draws the same again
+        return recompute(lambda x: block(x, attend, next(generators), keep), x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (N, C) -> (N, V)."""

@@ -78,9 +78,13 @@ class Linear(Module):
         self.weight = _normal((n_in, n_out), std, rng, dtype)
         self.bias = Tensor(np.zeros(n_out, dtype), requires_grad=True)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., n_in) -> (..., n_out)"""
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """(..., n_in) -> (..., n_out). rng: in training, for layers that draw; this one doesn't."""
         return ops.linear(x, self.weight, self.bias)
+
+    def effective_weight(self) -> np.ndarray:
+        """What inference multiplies by, (n_in, n_out)."""
+        return self.weight.data
 
 
 class Embedding(Module):
