@@ -187,7 +187,7 @@ class GPT2(Module):
 
     def draws_dropout(self, rng: np.random.Generator | None) -> bool:
         """Whether a pass with this generator drops anything."""
-        return rng is not None and any(drop.p > 0 for drop in (self.drop, *(block.drop for block in self.h)))
+        return rng is not None and any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
 
     @property
     def output_weight(self) -> Tensor:

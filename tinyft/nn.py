@@ -28,6 +28,14 @@ class Module:
                 elif isinstance(member, Module):
                     yield from member.named_parameters(path + ".")
 
+    def modules(self) -> Iterator["Module"]:
+        """This module and all that it holds, each before its own."""
+        yield self
+        for value in vars(self).values():
+            for member in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(member, Module):
+                    yield from member.modules()
+
     def trainable_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Those of `named_parameters` that want a gradient."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
