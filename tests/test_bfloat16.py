@@ -112,8 +112,8 @@ def test_packing_rounds_whole_vectors_the_same(rng, transposed):
     width = TILE_VECTORS * VECTOR_BYTES // 4
     panels = -(-columns // width)
     packed = np.zeros(panels * depth // 2 * width, np.uint32)
-    pack_columns(bits.view(np.float32).reshape(-1), 0, bits.shape[1], transposed, columns, depth, packed, 0,
-                 depth // 2 * width)
+    source = bits.view(np.float32).reshape(-1)
+    pack_columns(source, source, 0, bits.shape[1], transposed, columns, depth, packed, 0, depth // 2 * width)
     got = packed.reshape(panels, depth // 2, width)
     for k in range(depth):
         row = got[:, k // 2].reshape(-1)[:columns] >> 16 * (k % 2) & 0xFFFF

@@ -341,7 +341,7 @@ def test_adamw(rng, dtype, size, grad_scale, weight_decay, step):
     settings = (grad_scale, 1e-2, 0.9, 0.99, 1e-8, weight_decay, step)
     weight, m, v, update = reference.adamw(*wide(*arrays), *settings)
     got = [array.copy() for array in arrays]
-    adamw_step(*got, *settings)
+    adamw_step(*got, *settings, 0)
     e, (weight0, grad, m0, v0) = eps(dtype), np.abs(wide(*arrays))
     np.testing.assert_array_equal(got[1], arrays[1])  # the gradient is read only
     # m and v: a product, a difference, a product, a sum, relative to what goes in.
@@ -358,7 +358,7 @@ def test_adamw_with_zero_gradient_only_decays(dtype):
     weight = np.array([1, -2, 3], dtype)
     zeros = np.zeros(3, dtype)
     got = weight.copy()
-    adamw_step(got, zeros, zeros.copy(), zeros.copy(), 1.0, 0.1, 0.9, 0.99, 1e-8, 0.5, 1)
+    adamw_step(got, zeros, zeros.copy(), zeros.copy(), 1.0, 0.1, 0.9, 0.99, 1e-8, 0.5, 1, 0)
     np.testing.assert_allclose(got, weight * 0.95, rtol=2 * eps(dtype))
 
 
@@ -418,7 +418,7 @@ def test_threads_change_nothing_in_adamw(rng, dtype, one_and_two_threads):
 
     def compute():
         copies = [array.copy() for array in arrays]
-        adamw_step(*copies, 1.0, 1e-2, 0.9, 0.99, 1e-8, 0.1, 3)
+        adamw_step(*copies, 1.0, 1e-2, 0.9, 0.99, 1e-8, 0.1, 3, 0)
         return *copies, np.asarray(sum_of_squares(arrays[0]))
 
     same(one_and_two_threads(compute))

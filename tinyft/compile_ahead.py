@@ -42,7 +42,7 @@ def compile_backward_pass() -> None:
     sum_rows(x)
     embedding_backward(x, ids, x.copy())
     sum_of_squares(row)
-    adamw_step(row, row.copy(), row.copy(), row.copy(), 1.0, 0.0, 0.9, 0.999, 1e-8, 0.1, 1)
+    adamw_step(row, row.copy(), row.copy(), row.copy(), 1.0, 0.0, 0.9, 0.999, 1e-8, 0.1, 1, 0)
     (CACHE_FOLDER / DONE).touch()
 
 

@@ -235,7 +235,7 @@ class GPT2(Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (N, C) -> (N, V)."""
-        return ops.matmul(hidden, ops.transpose(self.output_weight))
+        return ops.matmul(hidden, self.output_weight.T)
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""

@@ -246,7 +246,7 @@ def matmul(a, b, *, wanted):
 
     def backward(dout):
         # out[i, j] = sum over k of a[i, k] b[k, j], so that da = dout b^T and db = a^T dout
-        da = _matmul_arrays(dout, b.swapaxes(-1, -2)) if wants_a else None
+        da = _matmul_arrays(dout, b.T if b.ndim == 2 else b.swapaxes(-1, -2)) if wants_a else None
         if not wants_b:
             db = None
         elif b.ndim == 2:  # one product over all leading axes of a, not a sum of many

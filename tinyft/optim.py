@@ -1,6 +1,7 @@
 """AdamW with decay groups, clipping by the global norm, and the learning rate's course."""
 
 import math
+import zlib
 
 import numpy as np
 
@@ -14,19 +15,36 @@ class AdamW:
 
     What is frozen now has no moments and is never updated; freeze and unfreeze before. lr is handed to each
     `step`; betas, eps, weight_decay as in the paper (see `kernels/adamw.py`). ValueError if all is frozen.
+
+    moments: "float32", that is of the parameters' dtype, or "bfloat16" for half of that memory. Then `m` and `v` are
+    arrays of uint16, and rounded at random; what is drawn depends on seed, step, parameter and element alone.
     """
 
-    def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1):
+    def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1,
+                 moments: str = "float32", seed: int = 0):
         self.parameters = dict(module.trainable_parameters())
         if not self.parameters:
             raise ValueError(f"AdamW: {type(module).__name__} has no parameter with requires_grad, so there is nothing "
                              "to learn; unfreeze() some")
         for p in self.parameters.values():
             p.data = np.asarray(p.data, order="C")  # a flat view of anything else would be a copy
+        if moments not in ("float32", "bfloat16"):
+            raise ValueError(f"AdamW: moments are {moments!r}, expected float32 or bfloat16")
+        if moments == "bfloat16" and any(p.dtype != np.float32 for p in self.parameters.values()):
+            raise ValueError("AdamW: moments in bfloat16 are for float32 parameters, some here are float64")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.moments, self.seed = moments, seed
         self.steps = 0
-        self.m = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
-        self.v = {name: np.zeros_like(p.data) for name, p in self.parameters.items()}
+        kept = np.uint16 if moments == "bfloat16" else None
+        self.m = {name: np.zeros_like(p.data, kept) for name, p in self.parameters.items()}
+        self.v = {name: np.zeros_like(p.data, kept) for name, p in self.parameters.items()}
+
+    def _key(self, name: str) -> int:
+        """What a parameter's moments are rounded with in this step."""
+        if self.moments == "float32":
+            return 0
+        words = np.random.SeedSequence([self.seed, self.steps, zlib.crc32(name.encode())]).generate_state(1, np.uint64)
+        return int(words[0]) >> 1
 
     def gradient_norm(self) -> float:
         """Root of the sum of all squared gradients."""
@@ -47,7 +65,8 @@ class AdamW:
                 if p.grad is not None:
                     decay = self.weight_decay if p.ndim > 1 else 0.0
                     adamw_step(p.data.reshape(-1), p.grad.reshape(-1), self.m[name].reshape(-1),
-                               self.v[name].reshape(-1), scale, lr, *self.betas, self.eps, decay, self.steps)
+                               self.v[name].reshape(-1), scale, lr, *self.betas, self.eps, decay, self.steps,
+                               self._key(name))
         for p in self.parameters.values():
             p.grad = None
         return norm

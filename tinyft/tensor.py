@@ -109,6 +109,11 @@ class Tensor:
         self._grad, self._grad_is_shared = gradient, True
 
     @property
+    def operand(self):
+        """What ops are handed: the array, or what stands for it where a subclass keeps something else."""
+        return self.data
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The lengths of the axes."""
         return self.data.shape
@@ -384,7 +389,7 @@ def op(function: Callable) -> Callable:
 def _plain(arg):
     """A Tensor's array, a NumPy scalar as a Python number, and anything else as it is."""
     if isinstance(arg, Tensor):
-        return arg.data
+        return arg.operand
     return arg.item() if isinstance(arg, np.floating | np.integer) else arg
 
 

@@ -135,7 +135,7 @@ def optimizer(table: Table, machine: dict, torch, rng: np.random.Generator) -> N
     """AdamW over as many numbers as GPT-2 124M has."""
     n = 124_439_808
     weight, grad, m, v = (np.full(n, value, np.float32) for value in (0.1, 0.01, 0.0, 0.0))
-    candidates = {"tinyft": lambda: adamw_step(weight, grad, m, v, 1.0, 1e-4, 0.9, 0.999, 1e-8, 0.1, 10)}
+    candidates = {"tinyft": lambda: adamw_step(weight, grad, m, v, 1.0, 1e-4, 0.9, 0.999, 1e-8, 0.1, 10, 0)}
     if torch:
         parameter = torch.full((n,), 0.1, requires_grad=True)
         parameter.grad = torch.full((n,), 0.01)

@@ -62,9 +62,9 @@ def _attend(qkv, first_query, head, tokens, shared, size, scale, out, lse,
     flat_qkv, flat_out = qkv.reshape(-1), out.reshape(-1)
     column, tile_columns, no_bias = head * size, TILE_VECTORS * lanes_of(flat_qkv), partial_tile[:0]
     _gather(flat_qkv, column + width, stride, tokens, size, gathered)
-    pack_columns(gathered, 0, size, True, length, size, keys, 0, size * tile_columns)
+    pack_columns(gathered, gathered, 0, size, True, length, size, keys, 0, size * tile_columns)
     _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
-    pack_columns(gathered, 0, size, False, size, length, values, 0, length * tile_columns)
+    pack_columns(gathered, gathered, 0, size, False, size, length, values, 0, length * tile_columns)
     for first in range(shared, length, QUERY_BLOCK):
         last = min(length, first + QUERY_BLOCK)  # also the number of keys that this block can see
         n_rows, query = last - first, first_query + first - shared
@@ -173,10 +173,10 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
     column, tile_columns, no_bias = head * size, TILE_VECTORS * lanes_of(flat_qkv), partial_tile[:0]
     panel = size * tile_columns
     _gather(flat_qkv, column + 2 * width, stride, tokens, size, gathered)
-    pack_columns(gathered, 0, size, True, length, size, values, 0, panel)
+    pack_columns(gathered, gathered, 0, size, True, length, size, values, 0, panel)
     _gather(flat_qkv, column + width, stride, tokens, size, gathered)
-    pack_columns(gathered, 0, size, True, length, size, keys, 0, panel)
-    pack_columns(gathered, 0, size, False, size, length, keys_down, 0, length * tile_columns)
+    pack_columns(gathered, gathered, 0, size, True, length, size, keys, 0, panel)
+    pack_columns(gathered, gathered, 0, size, False, size, length, keys_down, 0, length * tile_columns)
     for i in range(length * size):
         dkeys[i] = dvalues[i] = 0
     for first in range(shared, length, QUERY_BLOCK):
@@ -202,12 +202,12 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
                         flat_dqkv, queries, stride, n_rows, size, no_bias, partial_tile, False, False)
         # dV += W^T dO
         pack_rows(scores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
-        pack_columns(flat_dout, douts, width, False, size, n_rows, block, 0, n_rows * tile_columns)
+        pack_columns(flat_dout, flat_dout, douts, width, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
                         dvalues, 0, size, last, size, no_bias, partial_tile, True, False)
         # dK += dS^T Q
         pack_rows(dscores, 0, length, True, last, n_rows, rows, n_rows * TILE_ROWS)
-        pack_columns(flat_qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
+        pack_columns(flat_qkv, flat_qkv, queries, stride, False, size, n_rows, block, 0, n_rows * tile_columns)
         multiply_panels(rows, n_rows * TILE_ROWS, block, 0, n_rows * tile_columns, n_rows,
                         dkeys, 0, size, last, size, no_bias, partial_tile, True, False)
 

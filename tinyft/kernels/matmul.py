@@ -21,7 +21,8 @@ thread waits for another between packing and multiplying. The sizes are this CPU
 Where a CPU multiplies small matrices of bfloat16 by itself (`matrix_unit.py`), only the tile and the order of A's
 panels are different.
 
-Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing.
+Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing. Where B is kept in fewer bits
+(`kept.py`), only its packing is different.
 """
 
 import math
@@ -35,6 +36,7 @@ from numba.extending import intrinsic
 
 from .cpu import CacheSizes, cache_sizes
 from .jit import HAS_BFLOAT16, NO_BFLOAT16, VECTOR_BYTES, jit
+from .kept import Kept
 from .matrix_unit import configure_registers, emit_tile, release_registers, uses_matrix_unit
 from .one_row import multiply_row
 from .packing import (
@@ -246,20 +248,20 @@ def _pack_a(plan, a, transposed, first_k, n_k, first, n_panels, packed):
 
 
 @jit
-def _pack_b(plan, b, transposed, first_k, n_k, first, n_panels, packed):
+def _pack_b(plan, b, scales, transposed, first_k, n_k, first, n_panels, packed):
     """Pack panels first to first + n_panels - 1 of B's columns, n_k rows from first_k on; returns the columns."""
     depth, columns = (b.shape[1], b.shape[0]) if transposed else b.shape
     width = TILE_VECTORS * lanes_of(b)
     column = first * width
     n_columns = min(n_panels * width, columns - column)
     start, stride = (column * depth + first_k, depth) if transposed else (first_k * columns + column, columns)
-    pack_columns(b.reshape(-1), start, stride, transposed, n_columns, n_k, packed, 0, plan.b_panel)
+    pack_columns(b.reshape(-1), scales, start, stride, transposed, n_columns, n_k, packed, 0, plan.b_panel)
     return n_columns
 
 
 @jit(merge=True)
-def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias, first_k, n_k, first_shared, n_shared,
-                    shared, packed, partial_tile):
+def _multiply_piece(plan, piece, a, a_transposed, b, scales, b_transposed, c, add, bias, first_k, n_k, first_shared,
+                    n_shared, shared, packed, partial_tile):
     """Pack one piece of the operand that is not shared, and multiply it with all that is."""
     rows, columns = c.shape
     flat_c = c.reshape(-1)
@@ -269,7 +271,7 @@ def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias,
     if plan.share_a:
         row, column = first_shared * tile_rows, first * tile_columns
         n_rows = min(rows - row, n_shared * tile_rows)
-        n_columns = _pack_b(plan, b, b_transposed, first_k, n_k, first, after - first, packed)
+        n_columns = _pack_b(plan, b, scales, b_transposed, first_k, n_k, first, after - first, packed)
     else:
         row, column = first * tile_rows, first_shared * tile_columns
         n_columns = min(columns - column, n_shared * tile_columns)
@@ -284,7 +286,8 @@ def _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias,
 
 
 @jit(merge=True)
-def _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, bias, shared, packed, partial_tile):
+def _multiply_stages(plan, counters, a, a_transposed, b, scales, b_transposed, c, add, bias, shared, packed,
+                     partial_tile):
     """What one thread does. A stage packs a block of the shared operand, then multiplies the other one with it."""
     depth, stage = a.shape[0] if a_transposed else a.shape[1], 0
     for first_shared in range(0, plan.shared_panels, plan.shared_step):
@@ -299,11 +302,11 @@ def _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, b
                 if plan.share_a:
                     _pack_a(plan, a, a_transposed, first_k, n_k, first, some, shared[done * plan.a_panel :])
                 else:
-                    _pack_b(plan, b, b_transposed, first_k, n_k, first, some, shared[done * plan.b_panel :])
+                    _pack_b(plan, b, scales, b_transposed, first_k, n_k, first, some, shared[done * plan.b_panel :])
                 finish(counters, packed_now)
             wait_for(counters, packed_now, packings)
             for piece in pieces(counters, plan.own_pieces, multiplying):
-                _multiply_piece(plan, piece, a, a_transposed, b, b_transposed, c, add, bias, first_k, n_k,
+                _multiply_piece(plan, piece, a, a_transposed, b, scales, b_transposed, c, add, bias, first_k, n_k,
                                 first_shared, n_shared, shared, packed, partial_tile)
                 finish(counters, multiplied)
             stage += 1
@@ -312,11 +315,11 @@ def _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, b
 
 
 @jit(parallel=True)
-def _multiply(plan, a, a_transposed, b, b_transposed, c, add, bias, shared, packed, partial_tiles, threads):
+def _multiply(plan, a, a_transposed, b, scales, b_transposed, c, add, bias, shared, packed, partial_tiles, threads):
     """The blocked product; a, b, c are C-contiguous, `packed` and `partial_tiles` have one row for each thread."""
     counters = new_counters(4 * plan.stages)
     for worker in prange(threads):
-        _multiply_stages(plan, counters, a, a_transposed, b, b_transposed, c, add, bias, shared,
+        _multiply_stages(plan, counters, a, a_transposed, b, scales, b_transposed, c, add, bias, shared,
                          packed[worker], partial_tiles[worker])
 
 
@@ -370,17 +373,19 @@ def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
     return (stored if stored.flags.writeable and stored.flags.aligned else stored.copy()), transposed
 
 
-def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
+def gemm(a: np.ndarray, b: np.ndarray | Kept, out: np.ndarray | None = None, *,
          accumulate: bool = False, bias: np.ndarray | None = None, bfloat16: bool = False) -> np.ndarray:
     """a @ b for 2-D arrays of one float type: (M, K) @ (K, N) -> (M, N). Transposed views cost nothing.
 
-    out: C-contiguous (M, N), written in place and returned. accumulate: add to `out` instead of replacing it.
-    bias: (N,), added to every row; not together with accumulate. bfloat16: round the factors to bfloat16, sum
-    in float32; needs float32 arrays and a CPU that can (`jit.HAS_BFLOAT16`). ValueError or TypeError says what
-    doesn't fit.
+    b: counts as float32 if it is `Kept`. out: C-contiguous (M, N), written in place and returned. accumulate: add to
+    `out` instead of replacing it. bias: (N,), added to every row; not together with accumulate. bfloat16: round the
+    factors to bfloat16, sum in float32; needs float32 arrays and a CPU that can (`jit.HAS_BFLOAT16`). ValueError or
+    TypeError says what doesn't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"gemm: shapes {a.shape} and {b.shape} do not fit, expected (M, K) and (K, N)")
+    if isinstance(a, Kept):
+        raise TypeError("gemm: a is kept in fewer bits, expected an array; only b may be")
     if a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
         raise TypeError(f"gemm: dtypes {a.dtype} and {b.dtype}, expected both float32 or both float64")
     if bfloat16 and (a.dtype != np.float32 or not HAS_BFLOAT16):
@@ -405,16 +410,20 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *,
     if out.size == 0 or a.shape[1] == 0:
         return out
     stored_a, a_transposed = _as_stored(a)
-    stored_b, b_transposed = _as_stored(b)
     threads = get_num_threads()
     workspace = _workspace(a.dtype, bfloat16, threads)
-    if rows == 1:
+    nothing = workspace.partial_tiles[0, :0]
+    if isinstance(b, Kept):
+        stored_b, scales, b_transposed = b.stored, b.scales, b.transposed
+    else:
+        (stored_b, b_transposed), scales = _as_stored(b), nothing
+    if rows == 1 and not isinstance(b, Kept):
         if not accumulate:
             out[...] = 0 if bias is None else bias
         width = max(64, -(-columns // threads))
         multiply_row(stored_a.reshape(-1), stored_b, b_transposed, out.reshape(-1), width, workspace.shared[:0])
         return out
     plan = _plan(rows, a.shape[1], columns, threads, workspace.layout, workspace.own.shape[1], workspace.shared.size)
-    _multiply(plan, stored_a, a_transposed, stored_b, b_transposed, out, accumulate,
-              workspace.partial_tiles[0, :0] if bias is None else bias, *workspace[1:], threads)
+    _multiply(plan, stored_a, a_transposed, stored_b, scales, b_transposed, out, accumulate,
+              nothing if bias is None else bias, *workspace[1:], threads)
     return out

@@ -6,6 +6,9 @@ in memory they are copied; where k does, squares of elements are transposed in r
 narrower are filled up with zeros.
 
 Panels of uint32 hold bfloat16 pairs: elements of two k at a time, rounded on the way.
+
+B may be kept in fewer bits (`kept.py`); it is expanded on the way. Each column of int8, as it lies in memory, has a
+scale: `scales` is an array of them, as long as a row, or anything of the expanded type where there are none.
 """
 
 from typing import NamedTuple
@@ -17,7 +20,7 @@ from numba.extending import intrinsic, overload
 
 from .jit import HOST_FEATURES, VECTOR_BYTES, jit
 from .matrix_unit import BLOCK_K, MATRIX_ROWS, pack_rows_in_blocks, uses_matrix_unit
-from .simd import Vectors, emit_bfloat16_pair, lanes_of, pointer_to, prefetch_lines
+from .simd import Vectors, emit_bfloat16_pair, expand, lanes_of, pointer_to, prefetch_lines
 
 # AVX-512 and 64-bit ARM have 32 vector registers, other CPUs 16. A tile takes all but a few of them: two
 # hold the vectors of B and one the element of A that is being used.
@@ -61,28 +64,56 @@ def _constant_of(field):
 tile_rows_of, elements_per_item, unit_of = (_constant_of(field) for field in ("tile_rows", "items", "unit"))
 
 
+def _loader(context, builder, kinds, source, scales, column):
+    """load(start, offset): emits a vector of source[start + offset:], times scales[column + offset:] of int8."""
+    vectors, numbers = Vectors(builder, kinds[0].dtype), Vectors(builder, kinds[1].dtype)
+    factors = pointer_to(context, builder, kinds[1], scales, column)
+
+    def load(start, offset=0):
+        loaded = vectors.load(vectors.at(pointer_to(context, builder, kinds[0], source, start), offset))
+        if kinds[0].dtype != types.int8:
+            return loaded
+        return builder.fmul(loaded, numbers.load(numbers.at(factors, offset)))
+
+    return load
+
+
+@intrinsic
+def _element(typingctx, source, scales, start, column):
+    """source[start], expanded, times scales[column] of int8."""
+
+    def codegen(context, builder, signature, args):
+        source, scales, start, column = args
+        value = expand(builder, builder.load(pointer_to(context, builder, signature.args[0], source, start)))
+        if signature.args[0].dtype != types.int8:
+            return value
+        return builder.fmul(value, builder.load(pointer_to(context, builder, signature.args[1], scales, column)))
+
+    return scales.dtype(source, scales, types.intp, types.intp), codegen
+
+
 def _transposed_pack_of(rows_in):
     """Make an intrinsic that packs rows_in(lanes) rows x one vector of columns, transposed."""
 
     @intrinsic
-    def pack(typingctx, source, start, stride, packed, packed_start):
+    def pack(typingctx, source, scales, start, column, stride, packed, packed_start):
         def codegen(context, builder, signature, args):
-            source, start, stride, packed, packed_start = args
-            vectors = Vectors(builder, signature.args[0].dtype)
+            source, scales, start, column, stride, packed, packed_start = args
+            vectors = Vectors(builder, signature.args[1].dtype)
             rows = rows_in(vectors.lanes)
-            pointer = pointer_to(context, builder, signature.args[0], source, start)
-            target = pointer_to(context, builder, signature.args[3], packed, packed_start)
+            load = _loader(context, builder, signature.args, source, scales, column)
+            target = pointer_to(context, builder, signature.args[5], packed, packed_start)
             groups = []
             for first in range(0, rows, vectors.lanes):
                 loaded = [
-                    vectors.load(builder.gep(pointer, [builder.mul(stride, ir.Constant(ir.IntType(64), row))]))
+                    load(builder.add(start, builder.mul(stride, ir.Constant(ir.IntType(64), row))))
                     if row < rows else vectors.undefined
                     for row in range(first, first + vectors.lanes)
                 ]
                 groups.append(vectors.transpose(loaded))
             # Ascending addresses: where rows is no multiple of the vector, a store spills over its end, and
             # the next store puts right what it overwrote.
-            into, pairs = Vectors(builder, signature.args[3].dtype), signature.args[3].dtype == types.uint32
+            into, pairs = Vectors(builder, signature.args[5].dtype), signature.args[5].dtype == types.uint32
             for k in range(vectors.lanes // 2 if pairs else vectors.lanes):
                 for group, transposed in enumerate(groups):
                     column = transposed[k]
@@ -91,7 +122,8 @@ def _transposed_pack_of(rows_in):
                     into.store(column, vectors.at(target, k * rows + group * vectors.lanes))
             return context.get_dummy_value()
 
-        return types.void(source, types.intp, types.intp, packed, types.intp), codegen
+        at = types.intp
+        return types.void(source, scales, at, at, at, packed, at), codegen
 
     return pack
 
@@ -100,20 +132,21 @@ def _pack_of(width_in):
     """Make an intrinsic that packs `width_in(lanes)` elements, rounded up to whole vectors, of one k or a pair."""
 
     @intrinsic
-    def pack(typingctx, source, even, odd, packed, packed_start):
+    def pack(typingctx, source, scales, even, odd, column, packed, packed_start):
         def codegen(context, builder, signature, args):
-            source, even, odd, packed, packed_start = args
-            vectors, into = Vectors(builder, signature.args[0].dtype), Vectors(builder, signature.args[3].dtype)
-            even, odd = (pointer_to(context, builder, signature.args[0], source, start) for start in (even, odd))
-            target = pointer_to(context, builder, signature.args[3], packed, packed_start)
-            for first in range(0, width_in(vectors.lanes), vectors.lanes):
-                values = vectors.load(vectors.at(even, first))
-                if into.scalar != vectors.scalar:
-                    values = emit_bfloat16_pair(builder, values, vectors.load(vectors.at(odd, first)))
+            source, scales, even, odd, column, packed, packed_start = args
+            into, pairs = Vectors(builder, signature.args[5].dtype), signature.args[5].dtype == types.uint32
+            load = _loader(context, builder, signature.args, source, scales, column)
+            target = pointer_to(context, builder, signature.args[5], packed, packed_start)
+            for first in range(0, width_in(into.lanes), into.lanes):
+                values = load(even, first)
+                if pairs:
+                    values = emit_bfloat16_pair(builder, values, load(odd, first))
                 into.store(values, into.at(target, first))
             return context.get_dummy_value()
 
-        return types.void(source, types.intp, types.intp, packed, types.intp), codegen
+        at = types.intp
+        return types.void(source, scales, at, at, at, packed, at), codegen
 
     return pack
 
@@ -136,14 +169,14 @@ def _item_of(typingctx, packed, even, odd):
 
 
 @jit
-def _pack_along(source, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
+def _pack_along(source, scales, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
     """Pack panels whose elements for one k lie side by side in memory; zeros fill the last one.
 
     k runs outside, so that long stretches of memory are read, not a few elements from each page, and those of a later k
     are prefetched. A copy of whole vectors spills over the end of TILE_ROWS elements; the next
     k puts that right, and the last k is copied element by element.
     """
-    items, zero = elements_per_item(packed), source.dtype.type(0)
+    items, zero, column = elements_per_item(packed), scales.dtype.type(0), start % stride
     for k in range(0, depth, items):
         row, target, whole = start + k * stride, packed_start + k // items * panel_width, 0
         if k + items < depth:
@@ -153,38 +186,40 @@ def _pack_along(source, start, stride, width, depth, packed, packed_start, panel
             for panel in range(whole):
                 at, into = row + panel * panel_width, target + panel * panel_stride
                 if panel_width == TILE_ROWS:
-                    _pack_tile_rows(source, at, at + stride, packed, into)
+                    _pack_tile_rows(source, scales, at, at + stride, column + panel * panel_width, packed, into)
                 else:
-                    _pack_tile_columns(source, at, at + stride, packed, into)
+                    _pack_tile_columns(source, scales, at, at + stride, column + panel * panel_width, packed, into)
         for panel in range(whole, (width + panel_width - 1) // panel_width):
             first = panel * panel_width
             into = packed[target + panel * panel_stride : target + panel * panel_stride + panel_width]
             filled = min(panel_width, width - first)
             for i in range(filled):
-                at = row + first + i
-                into[i] = _item_of(packed, source[at], source[at + stride] if k + 1 < depth else zero)
+                at, of = row + first + i, column + first + i
+                into[i] = _item_of(packed, _element(source, scales, at, of),
+                                   _element(source, scales, at + stride, of) if k + 1 < depth else zero)
             for i in range(filled, panel_width):
                 into[i] = 0
 
 
 @jit
-def _pack_across(source, start, stride, width, depth, packed, packed_start, panel_width):
+def _pack_across(source, scales, start, stride, width, depth, packed, packed_start, panel_width):
     """Pack a panel whose `depth` elements for one row lie side by side in memory; zeros fill the rest."""
-    items, lanes, zero = elements_per_item(packed), lanes_of(source), source.dtype.type(0)
+    items, lanes, zero, column = elements_per_item(packed), lanes_of(source), scales.dtype.type(0), start % stride
     k = 0
     if width == panel_width:
         while k + lanes <= depth:
             into = packed_start + k // items * panel_width
             if panel_width == TILE_ROWS:
-                _pack_tile_rows_transposed(source, start + k, stride, packed, into)
+                _pack_tile_rows_transposed(source, scales, start + k, column + k, stride, packed, into)
             else:
-                _pack_tile_columns_transposed(source, start + k, stride, packed, into)
+                _pack_tile_columns_transposed(source, scales, start + k, column + k, stride, packed, into)
             k += lanes
     while k < depth:
         target = packed[packed_start + k // items * panel_width : packed_start + (k // items + 1) * panel_width]
         for i in range(width):
             at = start + i * stride + k
-            target[i] = _item_of(packed, source[at], source[at + 1] if k + 1 < depth else zero)
+            target[i] = _item_of(packed, _element(source, scales, at, column + k),
+                                 _element(source, scales, at + 1, column + k + 1) if k + 1 < depth else zero)
         for i in range(width, panel_width):
             target[i] = 0
         k += items
@@ -193,11 +228,11 @@ def _pack_across(source, start, stride, width, depth, packed, packed_start, pane
 @jit
 def _pack_rows_by_k(source, start, stride, transposed, rows, depth, packed, panel_stride):
     if transposed:
-        _pack_along(source, start, stride, rows, depth, packed, 0, TILE_ROWS, panel_stride)
+        _pack_along(source, source, start, stride, rows, depth, packed, 0, TILE_ROWS, panel_stride)
         return
     for panel in range((rows + TILE_ROWS - 1) // TILE_ROWS):
         first = panel * TILE_ROWS
-        _pack_across(source, start + first * stride, stride, min(TILE_ROWS, rows - first), depth,
+        _pack_across(source, source, start + first * stride, stride, min(TILE_ROWS, rows - first), depth,
                      packed, panel * panel_stride, TILE_ROWS)
 
 
@@ -221,21 +256,21 @@ def _choose_pack_rows(source, start, stride, transposed, rows, depth, packed, pa
 
 
 @jit
-def pack_columns(source, start, stride, transposed, columns, depth, packed, packed_start, panel_stride):
+def pack_columns(source, scales, start, stride, transposed, columns, depth, packed, packed_start, panel_stride):
     """Pack B[depth, columns] into panels one tile wide, `panel_stride` elements apart.
 
     B[k, j] is source[start + k * stride + j], or source[start + j * stride + k] if `transposed`.
     """
     tile_columns = TILE_VECTORS * lanes_of(source)
     if not transposed:
-        _pack_along(source, start, stride, columns, depth, packed, packed_start, tile_columns, panel_stride)
+        _pack_along(source, scales, start, stride, columns, depth, packed, packed_start, tile_columns, panel_stride)
     items, unit = elements_per_item(packed), unit_of(packed)
     end = (depth + items - 1) // items * tile_columns
     padded_end = (depth + unit - 1) // unit * unit // items * tile_columns
     for panel in range((columns + tile_columns - 1) // tile_columns):
         first, at = panel * tile_columns, packed_start + panel * panel_stride
         if transposed:
-            _pack_across(source, start + first * stride, stride, min(tile_columns, columns - first), depth,
+            _pack_across(source, scales, start + first * stride, stride, min(tile_columns, columns - first), depth,
                          packed, at, tile_columns)
         for i in range(at + end, at + padded_end):
             packed[i] = 0

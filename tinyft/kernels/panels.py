@@ -317,7 +317,8 @@ def _pack_panel(source, transposed, depth, columns, panel, packed, at):
     width = TILE_VECTORS * lanes_of(source)
     first = panel * width
     begin, stride = (first * depth, depth) if transposed else (first, columns)
-    pack_columns(source, begin, stride, transposed, min(width, columns - first), depth, packed, at, depth * width)
+    pack_columns(source, source, begin, stride, transposed, min(width, columns - first), depth, packed, at,
+                 depth * width)
 
 
 @jit(parallel=True)

@@ -72,10 +72,29 @@ def as_factor(typingctx, packed, x):
     return x(packed, x), codegen
 
 
+def expand(builder, value):
+    """Emit what makes a float32 of the 16 bits of a bfloat16 or of an int8; a number or a whole vector.
+
+    Numbers of more bits stay as they are.
+    """
+    lanes = value.type.count if isinstance(value.type, ir.VectorType) else None
+
+    def kind(scalar):
+        return scalar if lanes is None else ir.VectorType(scalar, lanes)
+
+    if value.type == kind(ir.IntType(16)):
+        bits = builder.zext(value, kind(ir.IntType(32)))
+        half = ir.Constant(bits.type, 16 if lanes is None else [16] * lanes)
+        return builder.bitcast(builder.shl(bits, half), kind(ir.FloatType()))
+    if value.type == kind(ir.IntType(8)):
+        return builder.sitofp(value, kind(ir.FloatType()))
+    return value
+
+
 @intrinsic
 def lanes_of(typingctx, array):
-    """Elements per vector register for the array's type; a constant of the compiled code."""
-    lanes = VECTOR_BYTES * 8 // array.dtype.bitwidth
+    """Elements per vector register, expanded, for the array's type; a constant of the compiled code."""
+    lanes = VECTOR_BYTES * 8 // max(32, array.dtype.bitwidth)
 
     def codegen(context, builder, signature, args):
         return ir.Constant(ir.IntType(64), lanes)
@@ -107,15 +126,18 @@ _Bfloat16._create_instance()
 class Vectors:
     """Emits loads, stores and arithmetic on whole vectors of float32, float64, or pairs of bfloat16 (uint32).
 
-    A pair has the element of an even k in its lower half and that of the next k in its upper half.
+    A pair has the element of an even k in its lower half and that of the next k in its upper half. Of single bfloat16
+    (uint16) and of int8, what is loaded is vectors of float32.
     """
 
-    SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint32: ir.IntType(32)}
+    STORED = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint32: ir.IntType(32),
+              types.uint16: ir.IntType(16), types.int8: ir.IntType(8)}
 
     def __init__(self, builder, number_type: types.Number):
         self.builder = builder
-        self.lanes = VECTOR_BYTES * 8 // number_type.bitwidth
-        self.scalar = self.SCALARS[number_type]
+        self.lanes = VECTOR_BYTES * 8 // max(32, number_type.bitwidth)
+        self.stored = ir.VectorType(self.STORED[number_type], self.lanes)
+        self.scalar = self.stored.element if number_type.bitwidth >= 32 else ir.FloatType()
         self.type = ir.VectorType(self.scalar, self.lanes)
         self.align = number_type.bitwidth // 8
         self.zero = ir.Constant(self.type, [0] * self.lanes)
@@ -136,9 +158,9 @@ class Vectors:
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
 
     def load(self, pointer):
-        loaded = self.builder.load(self.builder.bitcast(pointer, self.type.as_pointer()))
+        loaded = self.builder.load(self.builder.bitcast(pointer, self.stored.as_pointer()))
         loaded.align = self.align
-        return loaded
+        return expand(self.builder, loaded)
 
     def store(self, value, pointer):
         self.builder.store(value, self.builder.bitcast(pointer, self.type.as_pointer())).align = self.align
