@@ -14,7 +14,7 @@ from .tensor import Tensor
 
 
 class CompactWeight(Tensor):
-    """A frozen matrix (rows, columns) that is kept as "bfloat16" or "int8", with a scale for each column.
+    """A frozen matrix (rows, columns) that is kept as "bfloat16" or "int8" (`kernels/kept.py`).
 
     The ops `linear`, `matmul` (on the right), `embedding` and `linear_cross_entropy` take it as it is. `data` is the
     float32 array in full, made anew whenever it is asked for; what is assigned to it is rounded again.

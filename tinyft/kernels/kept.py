@@ -1,7 +1,7 @@
 """Frozen matrices that are kept in 16 or 8 bits. A product expands them while it packs them, and nothing else does.
 
   bfloat16  the upper half of a float32, rounded
-  int8      a whole number from -127 to 127 for each element, times a float32 scale for each column
+  int8      a whole number from -127 to 127 for each element, times a float32 scale for each GROUP of rows in a column
 
 So a product is that of the rounded matrix in float32. In memory the matrix takes a half or a quarter, and no copy of it
 in full is ever made.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 KEPT_AS = ("bfloat16", "int8")
+GROUP = 64  # elements that share a scale in int8; a multiple of a tile's columns, see `packing.py`
 PART = 1 << 18  # elements that are rounded at a time, so that what lies between fits the cache
 
 
@@ -20,7 +21,7 @@ class Kept:
     """A float32 matrix in fewer bits, or the transpose of one; to ops that multiply by it, it is like an array."""
 
     stored: np.ndarray  # (rows, columns) as it lies in memory, C-contiguous: bfloat16 as uint16, or int8
-    scales: np.ndarray  # (columns,) of int8, else (0,)
+    scales: np.ndarray  # (groups of rows, columns) of int8, else (0,)
     transposed: bool = False  # what is meant is the transpose of `stored`
 
     dtype, itemsize, ndim = np.dtype(np.float32), 4, 2
@@ -43,10 +44,11 @@ class Kept:
         """Rows of a table (integers of any shape) or all of it ([...]) in float32."""
         if self.transposed:
             return self.T[...].T[rows]
-        stored = self.stored[rows]
-        if stored.dtype == np.int8:
-            return stored * self.scales
-        bits = stored.astype(np.uint32)
+        if self.stored.dtype == np.int8:
+            floats = self.scales[np.arange(len(self))[rows] // GROUP]
+            floats *= self.stored[rows]
+            return floats
+        bits = self.stored[rows].astype(np.uint32)
         bits <<= 16
         return bits.view(np.float32)
 
@@ -68,20 +70,19 @@ def keep(matrix: np.ndarray, kept_as: str) -> Kept:
     if matrix.dtype != np.float32 or matrix.ndim != 2:
         raise ValueError(f"a matrix to be kept as {kept_as} is {matrix.shape} {matrix.dtype}, expected (rows, columns) "
                          "float32")
-    step = max(1, PART // max(1, matrix.shape[1]))
-    parts = [slice(first, first + step) for first in range(0, len(matrix), step)]
     if kept_as == "bfloat16":
-        stored = np.empty(matrix.shape, np.uint16)
-        for part in parts:
-            stored[part] = _bfloat16_bits(np.ascontiguousarray(matrix[part]))
+        stored, step = np.empty(matrix.shape, np.uint16), max(1, PART // max(1, matrix.shape[1]))
+        for first in range(0, len(matrix), step):
+            stored[first : first + step] = _bfloat16_bits(np.ascontiguousarray(matrix[first : first + step]))
         return Kept(stored, np.empty(0, np.float32))
-    largest = np.zeros(matrix.shape[1], np.float32)
-    for part in parts:
-        np.maximum(largest, np.abs(matrix[part]).max(axis=0), out=largest)
-    if not np.isfinite(largest).all():
+    stored = np.empty(matrix.shape, np.int8)
+    scales = np.empty((-(-len(matrix) // GROUP), matrix.shape[1]), np.float32)
+    for scale, first in zip(scales, range(0, len(matrix), GROUP), strict=True):
+        group = matrix[first : first + GROUP]
+        scale[...] = np.abs(group).max(axis=0) / 127
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        with np.errstate(invalid="ignore"):  # what isn't finite is found below
+            stored[first : first + GROUP] = np.rint(group * inverse)
+    if not np.isfinite(scales).all():
         raise ValueError("a matrix to be kept as int8 has infinities or NaNs; use bfloat16, or better weights")
-    stored, scales = np.empty(matrix.shape, np.int8), largest / np.float32(127)
-    inverses = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    for part in parts:
-        stored[part] = np.rint(matrix[part] * inverses)
     return Kept(stored, scales)

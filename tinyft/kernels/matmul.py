@@ -414,7 +414,7 @@ def gemm(a: np.ndarray, b: np.ndarray | Kept, out: np.ndarray | None = None, *,
     workspace = _workspace(a.dtype, bfloat16, threads)
     nothing = workspace.partial_tiles[0, :0]
     if isinstance(b, Kept):
-        stored_b, scales, b_transposed = b.stored, b.scales, b.transposed
+        stored_b, scales, b_transposed = b.stored, b.scales.reshape(-1), b.transposed
     else:
         (stored_b, b_transposed), scales = _as_stored(b), nothing
     if rows == 1 and not isinstance(b, Kept):

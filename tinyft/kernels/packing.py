@@ -7,8 +7,9 @@ narrower are filled up with zeros.
 
 Panels of uint32 hold bfloat16 pairs: elements of two k at a time, rounded on the way.
 
-B may be kept in fewer bits (`kept.py`); it is expanded on the way. Each column of int8, as it lies in memory, has a
-scale: `scales` is an array of them, as long as a row, or anything of the expanded type where there are none.
+B may be kept in fewer bits (`kept.py`) and is expanded on the way. `scales`, flat, are those of int8: for each GROUP of
+rows, as they lie in memory, one for each column. Else it is any array of the expanded type. The columns of a panel of B
+are never of two groups, nor are both k of a pair.
 """
 
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from numba import from_dtype, types
 from numba.extending import intrinsic, overload
 
 from .jit import HOST_FEATURES, VECTOR_BYTES, jit
+from .kept import GROUP
 from .matrix_unit import BLOCK_K, MATRIX_ROWS, pack_rows_in_blocks, uses_matrix_unit
 from .simd import Vectors, emit_bfloat16_pair, expand, lanes_of, pointer_to, prefetch_lines
 
@@ -64,10 +66,10 @@ def _constant_of(field):
 tile_rows_of, elements_per_item, unit_of = (_constant_of(field) for field in ("tile_rows", "items", "unit"))
 
 
-def _loader(context, builder, kinds, source, scales, column):
-    """load(start, offset): emits a vector of source[start + offset:], times scales[column + offset:] of int8."""
+def _loader(context, builder, kinds, source, scales, scale):
+    """load(start, offset): emits a vector of source[start + offset:], times scales[scale + offset:] of int8."""
     vectors, numbers = Vectors(builder, kinds[0].dtype), Vectors(builder, kinds[1].dtype)
-    factors = pointer_to(context, builder, kinds[1], scales, column)
+    factors = pointer_to(context, builder, kinds[1], scales, scale)
 
     def load(start, offset=0):
         loaded = vectors.load(vectors.at(pointer_to(context, builder, kinds[0], source, start), offset))
@@ -79,15 +81,15 @@ def _loader(context, builder, kinds, source, scales, column):
 
 
 @intrinsic
-def _element(typingctx, source, scales, start, column):
-    """source[start], expanded, times scales[column] of int8."""
+def _element(typingctx, source, scales, start, scale):
+    """source[start], expanded, times scales[scale] of int8."""
 
     def codegen(context, builder, signature, args):
-        source, scales, start, column = args
+        source, scales, start, scale = args
         value = expand(builder, builder.load(pointer_to(context, builder, signature.args[0], source, start)))
         if signature.args[0].dtype != types.int8:
             return value
-        return builder.fmul(value, builder.load(pointer_to(context, builder, signature.args[1], scales, column)))
+        return builder.fmul(value, builder.load(pointer_to(context, builder, signature.args[1], scales, scale)))
 
     return scales.dtype(source, scales, types.intp, types.intp), codegen
 
@@ -96,12 +98,12 @@ def _transposed_pack_of(rows_in):
     """Make an intrinsic that packs rows_in(lanes) rows x one vector of columns, transposed."""
 
     @intrinsic
-    def pack(typingctx, source, scales, start, column, stride, packed, packed_start):
+    def pack(typingctx, source, scales, start, scale, stride, packed, packed_start):
         def codegen(context, builder, signature, args):
-            source, scales, start, column, stride, packed, packed_start = args
+            source, scales, start, scale, stride, packed, packed_start = args
             vectors = Vectors(builder, signature.args[1].dtype)
             rows = rows_in(vectors.lanes)
-            load = _loader(context, builder, signature.args, source, scales, column)
+            load = _loader(context, builder, signature.args, source, scales, scale)
             target = pointer_to(context, builder, signature.args[5], packed, packed_start)
             groups = []
             for first in range(0, rows, vectors.lanes):
@@ -132,11 +134,11 @@ def _pack_of(width_in):
     """Make an intrinsic that packs `width_in(lanes)` elements, rounded up to whole vectors, of one k or a pair."""
 
     @intrinsic
-    def pack(typingctx, source, scales, even, odd, column, packed, packed_start):
+    def pack(typingctx, source, scales, even, odd, scale, packed, packed_start):
         def codegen(context, builder, signature, args):
-            source, scales, even, odd, column, packed, packed_start = args
+            source, scales, even, odd, scale, packed, packed_start = args
             into, pairs = Vectors(builder, signature.args[5].dtype), signature.args[5].dtype == types.uint32
-            load = _loader(context, builder, signature.args, source, scales, column)
+            load = _loader(context, builder, signature.args, source, scales, scale)
             target = pointer_to(context, builder, signature.args[5], packed, packed_start)
             for first in range(0, width_in(into.lanes), into.lanes):
                 values = load(even, first)
@@ -168,6 +170,12 @@ def _item_of(typingctx, packed, even, odd):
     return packed.dtype(packed, even, odd), codegen
 
 
+@jit(inline=True)
+def _scale_of(at, stride):
+    """Where the scale of source[at] stands, for rows of `stride` elements."""
+    return at // stride // GROUP * stride + at % stride
+
+
 @jit
 def _pack_along(source, scales, start, stride, width, depth, packed, packed_start, panel_width, panel_stride):
     """Pack panels whose elements for one k lie side by side in memory; zeros fill the last one.
@@ -176,8 +184,9 @@ def _pack_along(source, scales, start, stride, width, depth, packed, packed_star
     are prefetched. A copy of whole vectors spills over the end of TILE_ROWS elements; the next
     k puts that right, and the last k is copied element by element.
     """
-    items, zero, column = elements_per_item(packed), scales.dtype.type(0), start % stride
+    items, zero = elements_per_item(packed), scales.dtype.type(0)
     for k in range(0, depth, items):
+        scale = _scale_of(start + k * stride, stride)
         row, target, whole = start + k * stride, packed_start + k // items * panel_width, 0
         if k + items < depth:
             whole = width // panel_width
@@ -186,15 +195,15 @@ def _pack_along(source, scales, start, stride, width, depth, packed, packed_star
             for panel in range(whole):
                 at, into = row + panel * panel_width, target + panel * panel_stride
                 if panel_width == TILE_ROWS:
-                    _pack_tile_rows(source, scales, at, at + stride, column + panel * panel_width, packed, into)
+                    _pack_tile_rows(source, scales, at, at + stride, scale + panel * panel_width, packed, into)
                 else:
-                    _pack_tile_columns(source, scales, at, at + stride, column + panel * panel_width, packed, into)
+                    _pack_tile_columns(source, scales, at, at + stride, scale + panel * panel_width, packed, into)
         for panel in range(whole, (width + panel_width - 1) // panel_width):
             first = panel * panel_width
             into = packed[target + panel * panel_stride : target + panel * panel_stride + panel_width]
             filled = min(panel_width, width - first)
             for i in range(filled):
-                at, of = row + first + i, column + first + i
+                at, of = row + first + i, scale + first + i
                 into[i] = _item_of(packed, _element(source, scales, at, of),
                                    _element(source, scales, at + stride, of) if k + 1 < depth else zero)
             for i in range(filled, panel_width):
@@ -204,22 +213,22 @@ def _pack_along(source, scales, start, stride, width, depth, packed, packed_star
 @jit
 def _pack_across(source, scales, start, stride, width, depth, packed, packed_start, panel_width):
     """Pack a panel whose `depth` elements for one row lie side by side in memory; zeros fill the rest."""
-    items, lanes, zero, column = elements_per_item(packed), lanes_of(source), scales.dtype.type(0), start % stride
-    k = 0
+    items, lanes, zero = elements_per_item(packed), lanes_of(source), scales.dtype.type(0)
+    scale, k = _scale_of(start, stride), 0
     if width == panel_width:
         while k + lanes <= depth:
             into = packed_start + k // items * panel_width
             if panel_width == TILE_ROWS:
-                _pack_tile_rows_transposed(source, scales, start + k, column + k, stride, packed, into)
+                _pack_tile_rows_transposed(source, scales, start + k, scale + k, stride, packed, into)
             else:
-                _pack_tile_columns_transposed(source, scales, start + k, column + k, stride, packed, into)
+                _pack_tile_columns_transposed(source, scales, start + k, scale + k, stride, packed, into)
             k += lanes
     while k < depth:
         target = packed[packed_start + k // items * panel_width : packed_start + (k // items + 1) * panel_width]
         for i in range(width):
             at = start + i * stride + k
-            target[i] = _item_of(packed, _element(source, scales, at, column + k),
-                                 _element(source, scales, at + 1, column + k + 1) if k + 1 < depth else zero)
+            target[i] = _item_of(packed, _element(source, scales, at, scale + k),
+                                 _element(source, scales, at + 1, scale + k + 1) if k + 1 < depth else zero)
         for i in range(width, panel_width):
             target[i] = 0
         k += items

@@ -23,13 +23,13 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from .jit import jit
+from .kept import GROUP
 from .packing import TILE_ROWS, TILE_VECTORS, pack_columns, pack_rows
 from .pieces import WORKERS, new_counter, pieces
 from .simd import Vectors, bfloat16_pair, lanes_of, maximum, pointer_to, round_half_even
 
 # Rows are multiplied in groups of as many as a tile has, and the rest in the smallest of these that is large enough.
 FEW_ROWS = 4 if TILE_ROWS > 8 else 2
-GROUP = 64  # weights that share a scale in int8
 DEPTH = 1024  # that a panel is used at a time, so that it stays in L2 for all rows
 PREFETCH = 4096  # bytes before they are needed
 
