@@ -209,7 +209,7 @@ def test_an_unknown_style_names_the_known_ones(plain):
 
 
 def test_without_jinja2_a_foreign_template_is_one_clear_line(plain, monkeypatch):
-    monkeypatch.setattr("tinyft.data.chat_template.jinja2", None)
+    monkeypatch.setattr("tinyft.data.chat_template.find_spec", lambda name: None)
     monkeypatch.setattr(plain, "chat_template", FOREIGN)
     with pytest.raises(ValueError, match=r"needs jinja2: pip install jinja2, or choose a style with --prompt-style"):
         find_style(plain)

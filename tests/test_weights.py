@@ -277,7 +277,7 @@ def test_an_adapter_alone_or_beside_its_model(tmp_path, model, beside):
     """transformers with peft applies what stands beside the weights of the model."""
     folder = write(tmp_path / "model", full(model)) if beside else tmp_path
     (folder / "adapter_config.json").write_text("{}")
-    assert "holds an adapter (adapter_config.json) for a model; merge it" in refusal(folder)
+    assert "holds an adapter (adapter_config.json) for a model; tinyft's" in refusal(folder)
 
 
 # ---- config.json

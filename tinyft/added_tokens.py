@@ -8,8 +8,10 @@ from pathlib import Path
 
 from .files import read_json
 from .tokenizer import END_OF_TEXT, AddedToken
+from .untrusted import MAX_ID, is_whole, shown
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LONGEST = 1000  # characters of an added token
 
 
 def read_object(path: Path) -> dict:
@@ -36,7 +38,8 @@ def added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool
         mapped = read_object(folder / "special_tokens_map.json")
         if (here := _extra(names)) and (there := _extra(mapped)) and here != there:
             raise ValueError(f"{folder}: tokenizer_config.json and special_tokens_map.json list other additional "
-                             f"tokens ({here} and {there}), so that their ids aren't clear; let them say the same")
+                             f"tokens ({shown(here)} and {shown(there)}), so that their ids aren't clear; let them say "
+                             "the same")
         names |= mapped
         # Of the map's tokens without a name only those under their newer key count as special in added_tokens.json.
         newer = _extra({"extra_special_tokens": mapped.get("extra_special_tokens")})
@@ -51,12 +54,13 @@ def added_tokens(folder: Path, settings: dict, whole: dict | None, by_file: bool
         names = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT) | names
     tokens = list(backend) if by_file else []
     tokens += [(stated[id], id) for id in sorted(stated)]
-    known = {token.content for token, _ in tokens}
+    known, listed_here = {token.content for token, _ in tokens}, set()
     stated_end = stated_end or END_OF_TEXT in known
     for value in _special_values(folder, names):  # a text may be named twice, with other flags: then the last counts
         token = _token("tokenizer_config.json", value) if isinstance(value, dict) else AddedToken(_content(value))
-        if token.content not in known and (token, None) not in tokens:
+        if token.content not in known and token not in listed_here:
             tokens.append((token, None))
+            listed_here.add(token)
     return tokens, _named_tokens(names), stated_end
 
 
@@ -69,7 +73,7 @@ def _named_tokens(names: dict) -> dict[str, str]:
 
 
 def _numbered(folder: Path, decoder) -> list[tuple[int, dict]]:
-    if not isinstance(decoder, dict) or not all(id.isdecimal() for id in decoder):
+    if not isinstance(decoder, dict) or not all(id.isdecimal() and len(id) <= 10 for id in decoder):
         raise ValueError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is to be an object of tokens by "
                          "their ids")
     return [(int(id), entry) for id, entry in decoder.items()]
@@ -80,7 +84,7 @@ def _special_values(folder: Path, names: dict) -> list:
     for name in TOKEN_NAMES:
         if not isinstance(names.get(name) or "", (str, dict)):
             raise ValueError(f"{folder}: {name} of tokenizer_config.json or special_tokens_map.json is "
-                             f"{names[name]!r}, expected a text")
+                             f"{shown(names[name])}, expected a text")
     values = [names[name] for name in TOKEN_NAMES if names.get(name)]
     values += [value for name, value in names.items()
                if name.endswith("_token") and name not in TOKEN_NAMES and isinstance(value, str)]
@@ -99,7 +103,7 @@ def _content(value) -> str:
 
 def _token(where, entry: dict) -> AddedToken:
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise ValueError(f"{where}: the added token {entry!r} is no object with a text as 'content'")
+        raise ValueError(f"{where}: the added token {shown(entry)} is no object with a text as 'content'")
     special = bool(entry.get("special", False))
     flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
     return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
@@ -112,23 +116,42 @@ def number(where: str, tokens: list, vocab: dict[str, int]) -> dict[AddedToken, 
     """
     ids: dict[str, int] = {}
     latest: dict[str, AddedToken] = {}
+    highest, following = max(vocab.values()), len(vocab)
     for token, stated in tokens:
         if not token.content:
             continue
+        _check_added(where, token, stated)
         id = ids.get(token.content, vocab.get(token.content))
-        if id is None and max(vocab.values()) >= len(vocab):
-            raise ValueError(f"{where}: the added token '{token.content}' is not in the vocabulary, whose ids have a "
-                             f"gap ({len(vocab)} tokens, ids up to {max(vocab.values())}), so that no number is safe "
-                             "for it; add it to the vocabulary")
+        if id is None and highest >= len(vocab):
+            raise ValueError(f"{where}: the added token {shown(token.content)} is not in the vocabulary, whose ids "
+                             f"have a gap ({len(vocab)} tokens, ids up to {highest}), so that no number is safe for "
+                             "it; add it to the vocabulary")
         if id is None:
-            id = max([len(vocab) - 1, *ids.values()]) + 1
+            id = following
         if stated is not None and stated != id:
-            raise ValueError(f"{where}: the added token '{token.content}' is said to be {stated}, but transformers "
-                             f"counts on and gives it {id}; a token between is missing, or the vocabulary has a gap")
+            raise ValueError(f"{where}: the added token {shown(token.content)} is said to be {stated}, but "
+                             f"transformers counts on and gives it {id}; a token between is missing, or the "
+                             "vocabulary has a gap")
+        following = max(following, id + 1)
         ids[token.content], latest[token.content] = id, token
     taken = {id: token for token, id in vocab.items()}
     for content, id in ids.items():
         if taken.get(id, content) != content:
-            raise ValueError(f"{where}: the added token '{content}' gets the id {id}, which '{taken[id]}' has already; "
-                             "the vocabulary has a gap")
+            raise ValueError(f"{where}: the added token {shown(content)} gets the id {id}, which {shown(taken[id])} "
+                             "has already; the vocabulary has a gap")
     return {latest[content]: id for content, id in ids.items()}
+
+
+def _check_added(where: str, token: AddedToken, stated) -> None:
+    """ValueError for a text that is none, or is too long to be a sign, and for an id that is none."""
+    try:
+        token.content.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: the added token {shown(token.content)} has an unpaired surrogate in it, which is "
+                         "no character; remove the token") from None
+    if len(token.content) > LONGEST:
+        raise ValueError(f"{where}: the added token {shown(token.content)} has {len(token.content)} characters, "
+                         f"expected at most {LONGEST}; remove the token")
+    if stated is not None and not is_whole(stated):
+        raise ValueError(f"{where}: the id of the added token {shown(token.content)} is {shown(stated)}, expected an "
+                         f"integer from 0 to {MAX_ID}")

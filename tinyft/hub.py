@@ -8,7 +8,7 @@ from .gpt2 import SIZES
 from .tokenizer_files import TOKENIZER_FILES
 
 WANTED = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-          "model-*-of-*.safetensors", *TOKENIZER_FILES]
+          "model-*-of-*.safetensors", "adapter_config.json", "adapter_model.safetensors", *TOKENIZER_FILES]
 
 
 def find_model(name: str | os.PathLike) -> Path:

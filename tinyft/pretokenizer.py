@@ -7,6 +7,7 @@ tokenizers library can do much besides. So what is known to mean the same is tak
 import re
 
 from .tokenizer import PATTERN
+from .untrusted import shown
 
 # How tokenizers cuts text, and the same for tiktoken. Both search with backtracking, the first alternative first.
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -23,7 +24,7 @@ KNOWN_SPLITS = {
 # Other patterns are taken if they are made of nothing but these, which mean the same in both engines: classes, plain
 # characters, groups without a question mark, negative lookahead for space, and one quantifier at a time.
 PLAIN_PATTERN = re.compile(r"(?:\\p\{(?:L|N|Lu|Ll|Lo|M|P|S|Z)\}|\\[sSrnt]|\(\?!\\[sS]\)|\(\?:|\((?!\?)|[)|\]]|\[\^?|"
-                           r"(?:[?*+]|\{\d+(?:,\d*)?\})(?![?*+{])|[a-zA-Z0-9 '\"!#%&,;:<>=@_~/-])+")
+                           r"(?:[?*+]|\{\d{1,3}(?:,\d{0,3})?\})(?![?*+{])|[a-zA-Z0-9 '\"!#%&,;:<>=@_~/-])+")
 
 
 def how_text_is_cut(where: str, whole: dict | None, by_file: bool, settings: dict) -> tuple[str, bool]:
@@ -60,7 +61,8 @@ def named(part) -> str:
     """What a part of tokenizer.json calls itself, for messages."""
     if part is None:
         return "null"
-    return part.get("type", "?") if isinstance(part, dict) else repr(part)
+    kind = part.get("type", "?") if isinstance(part, dict) else part
+    return kind if isinstance(kind, str) and kind.isalnum() and len(kind) <= 40 else shown(kind)
 
 
 def steps_of(part: dict | None, name: str) -> list[dict]:
@@ -73,18 +75,31 @@ def steps_of(part: dict | None, name: str) -> list[dict]:
 def _split(told: str, step: dict) -> str:
     """The pattern of a Split for tiktoken, which drops what a pattern doesn't match; here that is a word of its own."""
     regex = (step.get("pattern") or {}).get("Regex")
-    if step.get("type") != "Split" or regex is None or step.get("behavior") != "Isolated" or step.get("invert"):
+    is_split = step.get("type") == "Split" and isinstance(regex, str)
+    if not is_split or step.get("behavior") != "Isolated" or step.get("invert"):
         raise ValueError(f"{told}: {named(step)}, expected a Split by a Regex with behavior Isolated and invert false")
     if regex in KNOWN_SPLITS:
         return KNOWN_SPLITS[regex]
-    if not PLAIN_PATTERN.fullmatch(regex) or _may_be_empty(regex):
-        raise ValueError(f"{told}: the Regex {regex!r} could mean something else here")
+    if len(regex) > 1000 or not PLAIN_PATTERN.fullmatch(regex) or _repeats_repeats(regex) or _may_be_empty(regex):
+        raise ValueError(f"{told}: the Regex {shown(regex, 200)} could mean something else here")
     return f"{regex}|(?:(?!{regex})[\\s\\S])+"
+
+
+def _repeats_repeats(regex: str) -> bool:
+    """Whether a group that is repeated repeats something itself: matching may take time without end then."""
+    plain = re.sub(r"\\.|\[[^\]]*\]", "a", regex)  # a quantifier or bracket in a class is a character
+    while (group := re.search(r"\([^()]*\)", plain)) is not None:
+        inside = re.sub(r"^\(\?[:!]", "", group[0])
+        repeats = re.search(r"[*+{?]", inside)
+        if repeats and plain[group.end() : group.end() + 1] in ("*", "+", "{"):
+            return True
+        plain = plain[: group.start()] + ("a*" if repeats else "a") + plain[group.end() :]
+    return False
 
 
 def _may_be_empty(regex: str) -> bool:
     """Whether an expression of `PLAIN_PATTERN` matches nothing at all, which the engines treat differently."""
     try:
         return re.fullmatch(re.sub(r"\\p\{\w+\}", r"\\w", regex), "") is not None  # Python lacks \p{...}
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return True

@@ -1,6 +1,7 @@
 """Reading safetensors files as arrays that are views of the mapped file."""
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Callable
@@ -9,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .untrusted import shown
+
 STORED_AS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+LONGEST_NAME, MOST_ELEMENTS = 300, 2**48
 QUANTISED = ("I8", "U8", "I4", "U4", "F8_", "F6_", "F4")  # beginnings of the types that quantised weights are stored in
 
 
@@ -30,19 +34,27 @@ def _diagnose(path: Path) -> str:
 def read_header(path: str | os.PathLike) -> dict[str, dict]:
     """What stands in a file: {name: {"dtype", "shape", "data_offsets"}}. ValueError if it is not what it says it is."""
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a safetensors file")
+    if path.exists() and not path.is_file():  # to open a pipe waits for somebody to write into it
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a safetensors file")
     try:
         with safe_open(path, framework="numpy"):  # checks the header against the file's size
             pass
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except SafetensorError as error:
-        raise ValueError(f"{path}: {_diagnose(path)} ({error})") from None
+        raise ValueError(f"{path}: {_diagnose(path)} ({shown(str(error), 200)[1:-1]})") from None
     # The format (huggingface.co/docs/safetensors): 8 bytes length of the header, the header as JSON, the data.
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"{path}: a tensor is called {shown(name)}, expected at most {LONGEST_NAME} printable "
+                             "characters; save the model again from transformers")
+        # A tensor without elements may have any size in its other dimensions, more than NumPy has a number for.
+        if len(tensor["shape"]) > 32 or math.prod(size or 1 for size in tensor["shape"]) > MOST_ELEMENTS:
+            raise ValueError(f"{path}: tensor '{name}' has the shape {shown(tensor['shape'])}, expected one that fits "
+                             "into memory; save the model again from transformers")
     return header
 
 

@@ -13,13 +13,14 @@ from itertools import pairwise
 
 import tiktoken
 
-from .files import to_json
+from .files import one_line, to_json
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, space.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 # Unicode's White_Space; Python's own \s has four control characters more.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACES = re.compile(f"[{SPACE}]+")
 # What words are made of, asked of the same engine as the tokenizers library asks: Python may know another Unicode.
 WORD_CHARACTERS = tiktoken.Encoding("word characters", pat_str=r"\w", special_tokens={},
                                     mergeable_ranks={bytes([byte]): byte for byte in range(256)})
@@ -60,9 +61,10 @@ class _Finder:
             if token.single_word and (_is_word(text[max(0, start - 1) : start]) or _is_word(text[end : end + 1])):
                 continue
             if token.lstrip:
-                start = max(done, len(re.sub(f"[{SPACE}]+\\Z", "", text[:start])))
+                while start > done and SPACES.match(text, start - 1):
+                    start -= 1
             if token.rstrip:
-                end = re.compile(f"[{SPACE}]*").match(text, end).end()
+                end = SPACES.match(text, end).end() if SPACES.match(text, end) else end
             if done < start:
                 pieces.append((text[done:start], done, start))
             if start < end:  # else the token before it has taken it all along, as white space
@@ -172,8 +174,11 @@ class Tokenizer:
     n_rows: int | None = None
 
     def __post_init__(self):
-        self._bpe = tiktoken.Encoding("tinyft", pat_str=self.pattern, mergeable_ranks=self.merges.ranks,
-                                      special_tokens={})
+        try:
+            self._bpe = tiktoken.Encoding("tinyft", pat_str=self.pattern, mergeable_ranks=self.merges.ranks,
+                                          special_tokens={})
+        except ValueError as error:  # an expression that its engine can't take
+            raise ValueError(f"tokenizer.json: the pre_tokenizer's Regex can't be used ({one_line(error)})") from None
         self._raw = _Finder({token: id for token, id in self.added.items() if not token.normalized})
         self._rest = _Finder({token: id for token, id in self.added.items() if token.normalized})
         self._bytes = {id: _spelled(token) for token, id in self.vocab.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import tiktoken
 
 from .added_tokens import added_tokens, number, read_object
-from .files import read_json, read_text, replacing, to_json
+from .files import check_readable, read_json, read_text, replacing, to_json
 from .pretokenizer import how_text_is_cut, named, steps_of
 from .tokenizer import (
     BYTE_OF,
@@ -23,8 +23,11 @@ from .tokenizer import (
     merges_for_tiktoken,
     to_bytes,
 )
+from .untrusted import MAX_ID, is_whole, shown
 
 GPT2_VOCABULARY = 50257
+# Finding how a token is merged takes the square of its length; for GPT-2's that is 50 on average.
+LEAST_WORK, WORK_PER_MERGE = 3_000_000, 200
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja")
 
@@ -41,18 +44,22 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     try:
         return _load(folder)
     except (KeyError, IndexError, TypeError, AttributeError) as error:  # JSON, but of another shape
+        said = shown(str(error))[1:-1]
         raise ValueError(f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as transformers writes it "
-                         f"({type(error).__name__}: {error}); save the tokenizer again with save_pretrained") from None
+                         f"({type(error).__name__}: {said}); save the tokenizer again with save_pretrained") from None
 
 
 def _load(folder: Path) -> Tokenizer:
     settings, config = read_object(folder / "tokenizer_config.json"), read_object(folder / "config.json")
     n_rows = config.get("vocab_size")
-    if n_rows is not None and (type(n_rows) is not int or n_rows < 1):
-        raise ValueError(f"{folder / 'config.json'}: vocab_size is {n_rows!r}, expected a number of tokens")
+    if n_rows is not None and not is_whole(n_rows, 1):
+        raise ValueError(f"{folder / 'config.json'}: vocab_size is {shown(n_rows)}, expected a number of tokens")
     if not any((folder / name).exists() for name in ("vocab.json", "merges.txt", "tokenizer.json")):
         return _gpts_own(folder, n_rows)
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+    there = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for name in there:
+        check_readable(folder / name)
+    files = {name: (folder / name).read_bytes() for name in there}
     whole = read_json(folder / "tokenizer.json") if "tokenizer.json" in files else None
     by_file = _follows_tokenizer_json(folder, settings, config, whole)
     vocab, merges, where = _vocabulary(folder, whole)
@@ -72,9 +79,9 @@ def _load(folder: Path) -> Tokenizer:
     declared = {} if settings.get("tokenizer_class") or not by_file else {"tokenizer_class": "PreTrainedTokenizerFast"}
     return Tokenizer(
         vocab, ranks, table, eot, files, special_names=names,
-        in_config=declared | ({"pad_token_id": pad} if type(pad) is int else {}),
+        in_config=declared | ({"pad_token_id": pad} if is_whole(pad, -1) else {}),
         stop_tokens=tuple(end for end in ends if n_rows is None or end < n_rows), pattern=pattern,
-        prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table),
+        prefix_space=prefix_space, bos_tokens=_ids_in_front(folder, settings, whole, names, table, vocab),
         chat_template=_chat_template(folder, settings), n_rows=n_rows,
     )
 
@@ -133,7 +140,7 @@ def _follows_tokenizer_json(folder: Path, settings: dict, config: dict, whole: d
     if declared is None or kind == "GPT2Tokenizer":
         return False
     if kind not in ("PreTrainedTokenizer", "TokenizersBackend"):
-        raise ValueError(f"{where}: tokenizer_class is {declared!r}, expected 'GPT2Tokenizer' or "
+        raise ValueError(f"{where}: tokenizer_class is {shown(declared)}, expected 'GPT2Tokenizer' or "
                          "'PreTrainedTokenizerFast'")
     if whole is None:
         raise ValueError(f"{where}: tokenizer_class is {declared!r}, which needs a tokenizer.json in that folder; for "
@@ -151,9 +158,10 @@ def _vocabulary(folder: Path, whole: dict | None) -> tuple[dict[str, int], list[
         except (KeyError, TypeError, AttributeError):
             model = whole.get("model") if isinstance(whole, dict) else None
             kind = model.get("type", "missing") if isinstance(model, dict) else "missing"
-            raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE' with vocab and merges") from None
+            raise ValueError(f"{path}: the model's type is {shown(kind)}, expected 'BPE' with vocab and merges"
+                             ) from None
         if kind != "BPE":
-            raise ValueError(f"{path}: the model's type is {kind!r}, expected 'BPE'")
+            raise ValueError(f"{path}: the model's type is {shown(kind)}, expected 'BPE'")
         return vocab, merges, str(path)
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     for path in (vocab_file, merges_file):
@@ -166,22 +174,28 @@ def _vocabulary(folder: Path, whole: dict | None) -> tuple[dict[str, int], list[
 
 def _check_vocabulary(where: str, vocab: dict[str, int], merges: list[tuple[str, ...]]) -> None:
     """ValueError unless vocabulary and merges fit together, of a byte-level BPE."""
-    if not isinstance(vocab, dict) or not all(type(id) is int and id >= 0 for id in vocab.values()):
-        raise ValueError(f"{where}: expected an object that gives every token a number")
+    if not isinstance(vocab, dict) or not all(map(is_whole, vocab.values())):
+        raise ValueError(f"{where}: expected an object that gives every token a number from 0 to {MAX_ID}")
     if len(set(vocab.values())) < len(vocab):
         raise ValueError(f"{where}: two tokens have the same number, so these files don't belong together; "
                          "take both from the same model")
+    work = 0
     for merge in merges:
         if len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
-            raise ValueError(f"{where}: ids and merges don't belong together (the merge {' '.join(map(str, merge))!r} "
-                             "is not of two tokens); take both from the same model")
+            raise ValueError(f"{where}: ids and merges don't belong together (the merge "
+                             f"{shown(' '.join(map(str, merge)))} is not of two tokens); take both from the same model")
         for token in (*merge, "".join(merge)):
             if token not in vocab:
-                raise ValueError(f"{where}: ids and merges don't belong together ('{token}' has no number); "
+                raise ValueError(f"{where}: ids and merges don't belong together ({shown(token)} has no number); "
                                  "take both from the same model")
             if not BYTE_OF.keys() >= set(token):
-                raise ValueError(f"{where}: '{token}' is not written in bytes as GPT-2's tokens are; tinyft reads "
+                raise ValueError(f"{where}: {shown(token)} is not written in bytes as GPT-2's tokens are; tinyft reads "
                                  "byte-level BPE only")
+        work += (len(merge[0]) + len(merge[1])) ** 2
+    if work > LEAST_WORK + WORK_PER_MERGE * len(merges):
+        raise ValueError(f"{where}: the tokens are so long that it would take hours to merge them; is this a "
+                         "tokenizer? Its longest has "
+                         f"{max(len(''.join(merge)) for merge in merges)} bytes, GPT-2's has 128")
     if sum(symbol in vocab for symbol in BYTE_OF) < 2:
         raise ValueError(f"{where}: single bytes have no numbers; tinyft reads byte-level BPE only")
 
@@ -190,17 +204,17 @@ def _check_model(where: str, model: dict, vocab: dict[str, int], merges: Merges)
     """ValueError if the BPE of a tokenizer.json has settings under which it gives other ids."""
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise ValueError(f"{where}: {name} of the model is {model[name]!r}, only null is supported")
+            raise ValueError(f"{where}: {name} of the model is {shown(model[name])}, only null is supported")
     if model.get("ignore_merges"):
         unmade = next((token for token in vocab
                        if BYTE_OF.keys() >= set(token) and to_bytes(token) not in merges.ranks), None)
         if unmade is not None:
-            raise ValueError(f"{where}: ignore_merges of the model is true and merges don't lead to '{unmade}'; only "
-                             "false is supported there")
+            raise ValueError(f"{where}: ignore_merges of the model is true and merges don't lead to {shown(unmade)}; "
+                             "only false is supported there")
 
 
 def _ids_in_front(folder: Path, settings: dict, whole: dict | None, names: dict[str, str],
-                  table: dict[AddedToken, int]) -> tuple[int, ...]:
+                  table: dict[AddedToken, int], vocab: dict[str, int]) -> tuple[int, ...]:
     """Ids that stand in front of every text. ValueError if some would follow it: no reply could."""
     ids = {token.content: id for token, id in table.items()}
     if whole is None:
@@ -213,12 +227,15 @@ def _ids_in_front(folder: Path, settings: dict, whole: dict | None, names: dict[
         if step.get("type") == "ByteLevel":
             continue
         parts = step.get("single", []) if step.get("type") == "TemplateProcessing" else []
-        places = [next(iter(part)) for part in parts]
+        places = [next(iter(part), None) for part in parts]
         if not parts or places.count("Sequence") != 1 or places[-1] != "Sequence":
             raise ValueError(f"{folder / 'tokenizer.json'}: post_processor {named(step)} puts tokens behind a text, so "
                              "that a prompt would end before its reply; only tokens in front are supported")
         for part in parts[:-1]:
             front += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    if len(front) > 8 or not all(is_whole(id) and (id in vocab.values() or id in table.values()) for id in front):
+        raise ValueError(f"{folder / 'tokenizer.json'}: post_processor puts {shown(front)} in front of a text, which "
+                         "are no ids of this tokenizer")
     return tuple(front)
 
 
@@ -227,9 +244,9 @@ def _ends(folder: Path, config: dict) -> list[int]:
     generation = read_object(folder / "generation_config.json")
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(type(end) is int and end >= 0 for end in ends):
+    if not all(map(is_whole, ends)):
         where = folder / ("generation_config.json" if "eos_token_id" in generation else "config.json")
-        raise ValueError(f"{where}: eos_token_id is {ends}, expected an id or a list")
+        raise ValueError(f"{where}: eos_token_id is {shown(ends)}, expected an id or a list")
     return ends
 
 
@@ -250,7 +267,7 @@ def _end_of_text(folder: Path, names: dict[str, str], table: dict[AddedToken, in
             return id
     said = "there is no eos_token"
     if "eos_token" in names:
-        said = f"'{names['eos_token']}' is beyond the model's {n_rows} rows"
+        said = f"{shown(names['eos_token'])} is beyond the model's {n_rows} rows"
     raise ValueError(f"{folder}: no token ends a text: {said} and config.json names none by eos_token_id; set "
                      "eos_token in tokenizer_config.json")
 

@@ -5,8 +5,10 @@ training loops and wrappers put something more in front, or in between.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+
+from .gpt2 import GPT2Config
 
 PARTS = ("wte", "wpe", "h", "ln_f", "lm_head")
 # What torch.compile, DistributedDataParallel, FSDP and checkpointing of activations put between the parts of a name.
@@ -41,6 +43,27 @@ LAYOUTS = {
     r"encoder\.layer\.\d+\.": "BERT or one of its kin",
     r"^model/(h\d+|wte)": "OpenAI's TensorFlow files",
 }
+
+
+def expected_shapes(config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a GPT-2's parameters in the order of `GPT2.named_parameters`, before there is a model.
+
+    What a config.json says may ask for more memory than there is: a file's tensors are compared with this first.
+    """
+    wide, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+    norm = {"weight": (wide,), "bias": (wide,)}
+    block = {"ln_1": norm, "attn.c_attn": {"weight": (wide, 3 * wide), "bias": (3 * wide,)},
+             "attn.c_proj": {"weight": (wide, wide), "bias": (wide,)}, "ln_2": norm,
+             "mlp.c_fc": {"weight": (wide, inner), "bias": (inner,)},
+             "mlp.c_proj": {"weight": (inner, wide), "bias": (wide,)}}
+    yield "wte.weight", (config.vocab_size, wide)
+    yield "wpe.weight", (config.n_positions, wide)
+    for layer in range(config.n_layer):
+        for part, shapes in block.items():
+            yield from ((f"h.{layer}.{part}.{name}", shape) for name, shape in shapes.items())
+    yield from ((f"ln_f.{name}", shape) for name, shape in norm.items())
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, wide)
 
 
 def is_buffer(name: str) -> bool:

@@ -15,13 +15,17 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..files import decode_text, one_line
+from ..untrusted import shown
+from .arrow import is_arrow, read_rows
 from .schemas import KNOWN, Number, is_conversation, is_entry, is_message, kind_of, quoted
 
 DELIMITERS = ",;\t"
 MAX_DEPTH = 20  # of objects around a list of entries
+# Text shrinks to a tenth. What grows to more than this was made to fill a memory: a few bytes can be gigabytes.
+MOST_COMPRESSED, LEAST_LIMIT = 200, 64 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -31,8 +35,8 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> list[A
     columns: a mapping of one's own, whose keys help to tell columns from entries.
     """
     content = _decompress(path.read_bytes(), path)
-    if content[:4] == b"PAR1" or content[:6] == b"ARROW1" or content[:4] == b"\xff\xff\xff\xff":
-        return _read_arrow(content, path)
+    if is_arrow(content):
+        return read_rows(content, path)
     text = decode_text(content, path)
     start = _BLANK.match(text).end()
     if start == len(text):
@@ -49,17 +53,23 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> list[A
         numbered = [(f", entry {number}", item) for number, item in enumerate(objects, 1)]
         found = ((place, _repeated(item)) for place, item in [*numbered, ("", values)])
         place, inside = next(pair for pair in found if pair[1] is not None)
-        raise ValueError(f"{path}{place}: the key {inside.name!r} occurs twice; remove one")
+        raise ValueError(f"{path}{place}: the key {shown(inside.name)} occurs twice; remove one")
     return objects
 
 
 def _decompress(content: bytes, path: Path) -> bytes:
     """Contents of a compressed file, known by its first bytes; other files unchanged."""
+    most = max(LEAST_LIMIT, MOST_COMPRESSED * len(content))
     for magic, decompress in MAGIC.items():
         if content.startswith(magic):
             try:
-                return decompress(content)
-            except _NotOneFile as error:
+                with decompress(content) as file:
+                    whole = file.read(most + 1)
+                if len(whole) <= most:
+                    return whole
+                raise _NotDecompressed(f"compressed, and more than {most:,} bytes when it is not, which no text is; "
+                                       "decompress it yourself if you trust it")
+            except _NotDecompressed as error:
                 raise ValueError(f"{path}: {error}") from None
             except Exception as error:  # these libraries raise some eight kinds for damaged content
                 raise ValueError(f"{path}: a compressed file that is damaged ({one_line(error)}); fetch or make it "
@@ -69,44 +79,29 @@ def _decompress(content: bytes, path: Path) -> bytes:
     return content
 
 
-class _NotOneFile(ValueError):
+class _NotDecompressed(ValueError):
     pass
 
 
-def _unzip(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise _NotOneFile(f"a zip archive of {len(names)} files ({quoted(names)}), expected one; unpack it and "
-                              "name the files")
-        return archive.read(names[0])
+def _unzip(content: bytes) -> IO[bytes]:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise _NotDecompressed(f"a zip archive of {len(names)} files ({quoted(names)}), expected one; unpack it and "
+                               "name the files")
+    return archive.open(names[0])
 
 
-MAGIC = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress,
+MAGIC = {b"\x1f\x8b": lambda content: gzip.GzipFile(fileobj=io.BytesIO(content)),
+         b"BZh": lambda content: bz2.BZ2File(io.BytesIO(content)),
+         b"\xfd7zXZ\x00": lambda content: lzma.LZMAFile(io.BytesIO(content)),
          b"PK\x03\x04": _unzip}
 
 
-def _read_arrow(content: bytes, path: Path) -> list[dict]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"{path}: a Parquet or Arrow file, which needs pyarrow: pip install pyarrow, or save it as "
-                         "JSON lines") from None
-    try:
-        if content[:4] == b"PAR1":
-            table = pyarrow.parquet.read_table(io.BytesIO(content))
-        elif content[:6] == b"ARROW1":
-            table = pyarrow.ipc.open_file(content).read_all()
-        else:
-            table = pyarrow.ipc.open_stream(content).read_all()
-        table.validate(full=True)  # offsets of a damaged file can point anywhere
-        repeated = [name for i, name in enumerate(table.column_names) if name in table.column_names[:i]]
-        if repeated:
-            raise ValueError(f"the column {repeated[0]!r} occurs twice")
-        return table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole Parquet or Arrow file ({one_line(error)})") from None
+def _twice(names: list[str]) -> str | None:
+    """The first name that occurs a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 # ---- JSON
@@ -173,7 +168,7 @@ def _unpack(value, where: str, columns: Mapping[str, str] | None) -> list[Any]:
     within = [] if value.keys() & _names(columns) else list(_lists_within(value))
     within = within or [(key, inner) for key, inner in value.items() if _is_list_of_objects(inner)]
     if len(within) > 1:
-        counts = ", ".join(f"{key!r} ({len(inner)})" for key, inner in within[:12])
+        counts = ", ".join(f"{shown(key)} ({len(inner)})" for key, inner in within[:12])
         raise ValueError(f"{where}: an object with several lists of entries: {counts}; save the one to be read in a "
                          "file of its own")
     if within:
@@ -225,7 +220,7 @@ def _from_columns(lists: dict[str, list], where: str) -> list[dict]:
     """Columns {"instruction": [...], "output": [...]} as objects."""
     lengths = {key: len(column) for key, column in lists.items()}
     if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{key!r} ({n})" for key, n in lengths.items())
+        counts = ", ".join(f"{shown(key)} ({n})" for key, n in list(lengths.items())[:12])
         raise ValueError(f"{where}: columns of unequal lengths: {counts}; expected a list of objects, or columns with "
                          "a value for every entry")
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
@@ -239,8 +234,8 @@ def _from_objects(outer: dict[str, dict], where: str, columns: Mapping[str, str]
     index = next(iter(outer.values()))
     for key, column in outer.items():
         if column.keys() != index.keys():
-            raise ValueError(f"{where}: the columns {next(iter(outer))!r} and {key!r} have not the same index; "
-                             "expected a value for every entry")
+            raise ValueError(f"{where}: the columns {shown(next(iter(outer)))} and {shown(key)} have not the same "
+                             "index; expected a value for every entry")
     return [{key: column[i] for key, column in outer.items()} for i in index]
 
 
@@ -274,9 +269,8 @@ def _read_csv(text: str, delimiter: str, path: Path) -> list[dict[str, str]]:
         for row in reader:
             if not header:
                 header = row
-                repeated = [name for i, name in enumerate(header) if name in header[:i]]
-                if repeated:
-                    raise ValueError(f"{path}: the column {repeated[0]!r} occurs twice in the header; rename one")
+                if (repeated := _twice(header)) is not None:
+                    raise ValueError(f"{path}: the column {shown(repeated)} occurs twice in the header; rename one")
             elif row:
                 surplus = row[len(header) :]
                 if len(row) < len(header) or any(surplus):

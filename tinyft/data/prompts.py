@@ -234,5 +234,10 @@ def _encode_history(pieces: Sequence[tuple[str, bool]], end: str,
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not replies:
         return ids, [False] * len(ids)
-    return ids, [any(begin < reply_end and reply_begin < stop for reply_begin, reply_end in replies)
-                 for begin, stop in tokenizer.spans(text)]
+    # Both follow each other in the text; looked for anew for each token, long conversations would take hours.
+    learned, following = [], 0
+    for begin, stop in tokenizer.spans(text):
+        while following < len(replies) and replies[following][1] <= begin:
+            following += 1
+        learned.append(following < len(replies) and replies[following][0] < stop)
+    return ids, learned

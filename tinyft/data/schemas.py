@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from ..untrusted import shown
 from .entries import Entry, Turn
 
 QUESTIONS = ("instruction", "prompt", "question", "query")
@@ -90,7 +91,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 def quoted(names) -> str:
     """Keys for a message, at most a dozen."""
-    names = [repr(name) for name in names]
+    names = [shown(name) for name in names]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
 
 
@@ -198,7 +199,7 @@ def _our_names(item: dict, where: str, columns: Mapping[str, str]) -> dict[str, 
     if not columns:
         for key in item:
             if isinstance(key, str) and (known := near_miss(key)):
-                raise ValueError(f"{where}: the key {key!r} is not known, but nearly '{known}'; rename it to "
+                raise ValueError(f"{where}: the key {shown(key)} is not known, but nearly '{known}'; rename it to "
                                  f"'{known}', or say with --columns which keys are to be read")
         return {key: key for key in item if key in KNOWN}
     hidden = set(columns.values())
@@ -260,8 +261,8 @@ def _single_turn(values: dict, keys: dict, item: dict, where: str, account: Acco
 def _refuse_form(known: str | None, item: dict, where: str) -> NoReturn:
     """Name the keys that there are, and a mapping that would do. known: the part that was found, if any."""
     # As they are typed, with line ends and the like escaped.
-    texts = [repr(key)[1:-1] for key, value in item.items() if key not in KNOWN and type(value) is str]
-    chats = [repr(key)[1:-1] for key, value in item.items() if is_conversation(value)]
+    texts = [shown(key)[1:-1] for key, value in item.items() if key not in KNOWN and type(value) is str]
+    chats = [shown(key)[1:-1] for key, value in item.items() if is_conversation(value)]
     problem, keys = f"'{PARTNERS[known]}' is missing" if known else "none of the known forms", quoted(item)
     if chats:
         hint = f"; its keys are {keys}; say with --columns messages={chats[0]} that it is a conversation"
@@ -310,7 +311,7 @@ def _turn(message, where: str, account: Account) -> Turn:
     if role is None:
         reason = ("messages of tools cannot be learned; remove such conversations"
                   if given_role.strip().casefold() in TOOL_ROLES else "expected system, user or assistant")
-        raise ValueError(f"{where}: {form[0]} {given_role!r}: {reason}")
+        raise ValueError(f"{where}: {form[0]} {shown(given_role)}: {reason}")
     if role == "assistant" and (message.get("train") is False or str(message.get("weight")) in ("0", "0.0", "False")):
         raise ValueError(f"{where}: a reply that is not to be learned ('weight' 0 or 'train' false), but all replies "
                          "are; remove the message or the mark")
@@ -326,6 +327,6 @@ def _content(value, where: str, name: str) -> str:
         return to_text(value, where, name)
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text" or "text" not in part:
-            what = f"of the type {part.get('type')!r}" if isinstance(part, dict) else kind_of(part)
+            what = f"of the type {shown(part.get('type'))}" if isinstance(part, dict) else kind_of(part)
             raise ValueError(f"{where}: {name!r} has a part that is {what}, expected parts of text")
     return "".join(to_text(part["text"], where, name) for part in value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.entries import Turn
 from ..files import read_text
+from ..untrusted import shown
 
 EXPECTED = ('a text, or an object with "prompt", with "instruction" (and "input", "system"), or with "messages"')
 
@@ -49,6 +50,8 @@ def _lines(path: Path) -> Iterator[PromptLine]:
             yield _asked(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: no JSON ({error}); expected {EXPECTED}") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}: JSON that is nested too deeply; expected {EXPECTED}") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
 
@@ -57,7 +60,7 @@ def _asked(value: Any) -> PromptLine:
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        raise ValueError(f"{json.dumps(value)[:40]}, expected {EXPECTED}")
+        raise ValueError(f"{shown(value, 40)}, expected {EXPECTED}")
     system = _text(value, "system", "")
     before = (Turn("system", system),) if system else ()
     if "messages" in value:
@@ -71,7 +74,7 @@ def _asked(value: Any) -> PromptLine:
     if "prompt" in value:
         text = _text(value, "prompt")
         return PromptLine(value, (*before, Turn("user", text)), text)
-    raise ValueError(f"the keys are {', '.join(map(repr, value)) or 'none'}, expected {EXPECTED}")
+    raise ValueError(f"the keys are {shown(list(value))[1:-1] or 'none'}, expected {EXPECTED}")
 
 
 def _messages(value: dict[str, Any]) -> list[Any]:
@@ -90,5 +93,5 @@ def _text(value: dict[str, Any], key: str, default: str | None = None) -> str:
     text = value.get(key)
     text = default if text is None else text
     if not isinstance(text, str) or (not text.strip() and default is None):
-        raise ValueError(f"'{key}' is {json.dumps(text)[:40]}, expected a text")
+        raise ValueError(f"'{key}' is {shown(text, 40)}, expected a text")
     return check_text(text, f"'{key}'")
