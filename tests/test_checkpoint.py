@@ -1,30 +1,23 @@
-"""Model folders and training states: written whole, read as they are, refused with one clear message."""
+"""Model folders: written whole, read as they are, refused with one clear message."""
 
 import json
-import re
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from small import Rows, assert_same_weights, learn_merges, make_model, weights_of, write_tokenizer
+from small import assert_same_weights, learn_merges, make_model, weights_of, write_tokenizer
 
 import tinyft.checkpoint
 from tinyft import (
     GPT2,
     AdamW,
-    Progress,
-    Settings,
     load_model,
     load_model_and_tokenizer,
     load_tokenizer,
-    load_training_state,
     save_model,
-    save_training_state,
-    train,
 )
-from tinyft.train import Evaluated, Stepped
+from tinyft.files import NotWritable
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def refusal(function, *args) -> str:
     """The one line that a ValueError says."""
     with pytest.raises(ValueError) as caught:
         function(*args)
-    assert type(caught.value) is ValueError, "another error than the one that the user should see"
+    assert type(caught.value) in (ValueError, NotWritable), "another error than the one that the user should see"
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -376,10 +369,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, tokenizer, below):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def fail_while_saving(monkeypatch, name="save_file"):
+def fail_while_saving(monkeypatch, name="write_tensors"):
     """Let the weights fail when half of them are written."""
 
-    def fail(tensors, path, metadata=None):
+    def fail(path, *arguments):
         Path(path).write_bytes(b"half of the weights")
         raise OSError(28, "No space left on device")
 
@@ -414,161 +407,4 @@ def test_a_first_save_that_fails_leaves_nothing_that_looks_like_a_model(tmp_path
     fail_while_saving(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         save_model(make_model(), tokenizer, tmp_path / "model")
-    assert not (tmp_path / "model" / "model.safetensors").exists()
-    assert [path for path in (tmp_path / "model").iterdir() if path.name.endswith(".part")] == []
-
-
-# ---- the state of a run
-
-SETTINGS = Settings(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2, evaluate_every=3, patience=0)
-
-
-class Run:
-    """A small training run with dropout."""
-
-    def __init__(self, seed: int = 0):
-        self.model = make_model(seed=seed)
-        self.model.set_dropout(0.2)
-        self.optimizer = AdamW(self.model)
-        self.progress = Progress()
-        self.rng = np.random.default_rng(seed)
-
-    def events(self):
-        training, validation = Rows(14, 340, 12, seed=1), Rows(5, 340, 12, seed=2)
-        return train(self.model, self.optimizer, training, validation, SETTINGS, self.progress, self.rng)
-
-    def save(self, path):
-        save_training_state(path, self.optimizer, self.progress, asdict(SETTINGS))
-
-    @classmethod
-    def resumed(cls, path):
-        """A fresh run with other weights and another seed, put where the saved one was."""
-        run = cls(seed=77)
-        run.progress = load_training_state(path, run.optimizer, asdict(SETTINGS))
-        return run
-
-
-def losses(events) -> list[tuple]:
-    """What must not depend on an interruption; the mean training loss between evaluations may."""
-    return [(type(event).__name__, event.step, event.loss) for event in events
-            if isinstance(event, Stepped | Evaluated)]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted():
-    run = Run()
-    return run, list(run.events())
-
-
-def test_the_run_has_two_epochs_dropout_and_evaluations(uninterrupted):
-    run, events = uninterrupted
-    assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 9))
-    assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 3, 6, 8]
-    without = Run()
-    without.model.set_dropout(0.0)
-    assert losses(without.events()) != losses(events)
-
-
-# Events: Started, Evaluated(0), Stepped(1), ...; the state is saved right after the one at this position.
-@pytest.fixture(scope="module", params=range(2, 13))
-def interrupted(request, tmp_path_factory):
-    """Events before and after an interruption, and the fresh run that went on."""
-    path = tmp_path_factory.mktemp("run") / "state"
-    run = Run()
-    stream = run.events()
-    before = [next(stream) for _ in range(request.param + 1)]
-    run.save(path)
-    fresh = Run.resumed(path)
-    return before, list(fresh.events()), fresh
-
-
-def test_a_resumed_run_takes_the_same_steps(uninterrupted, interrupted):
-    (whole, events), (before, after, fresh) = uninterrupted, interrupted
-    steps = [event for event in losses(before) + losses(after) if event[0] == "Stepped"]
-    assert steps == [event for event in losses(events) if event[0] == "Stepped"]
-    assert_same_weights(fresh.model, whole.model)
-    for name in whole.optimizer.parameters:
-        np.testing.assert_array_equal(fresh.optimizer.m[name], whole.optimizer.m[name])
-        np.testing.assert_array_equal(fresh.optimizer.v[name], whole.optimizer.v[name])
-    assert fresh.optimizer.steps == whole.optimizer.steps
-    assert fresh.progress.tokens == whole.progress.tokens
-
-
-def test_a_resumed_run_evaluates_where_the_whole_one_does(uninterrupted, interrupted):
-    (whole, events), (before, after, fresh) = uninterrupted, interrupted
-    assert losses(before) + losses(after) == losses(events)
-    assert (fresh.progress.best_loss, fresh.progress.best_step) == (whole.progress.best_loss, whole.progress.best_step)
-
-
-@pytest.fixture
-def state(tmp_path):
-    """A state file after two steps."""
-    run = Run()
-    stream = run.events()
-    for _ in range(4):
-        next(stream)
-    run.save(tmp_path / "state")
-    return tmp_path / "state"
-
-
-def test_a_state_brings_everything_back(state):
-    run = Run.resumed(state)
-    assert run.progress.step == run.optimizer.steps == 2
-    assert run.progress.tokens > 0
-
-
-def test_a_state_of_other_settings_is_refused(state):
-    run = Run()
-    settings = asdict(SETTINGS) | {"learning_rate": 1.0}
-    message = refusal(load_training_state, state, run.optimizer, settings)
-    assert str(state) in message and "learning_rate = 0.01, now it is 1.0" in message
-    assert_same_weights(run.model, make_model(seed=0))
-
-
-@pytest.mark.parametrize("shape", [{"n_embd": 24}, {"vocab_size": 341}, {"n_layer": 3}, {"n_layer": 1}, {"n_inner": 5}])
-def test_a_state_of_another_model_is_refused_and_changes_nothing(state, shape):
-    model = make_model(seed=5, **shape)
-    optimizer = AdamW(model)
-    before = weights_of(model)
-    message = refusal(load_training_state, state, optimizer, asdict(SETTINGS))
-    assert str(state) in message and "another model" in message
-    assert all((weights_of(model)[name] == before[name]).all() for name in before), "weights were changed"
-    assert not any(moment.any() for moment in (*optimizer.m.values(), *optimizer.v.values()))
-
-
-def test_a_model_is_no_state(saved):
-    folder, model = saved
-    message = refusal(load_training_state, folder / "model.safetensors", AdamW(model), {})
-    assert "is not a training state" in message and str(folder) in message
-
-
-def test_no_state_and_half_a_state(state, tmp_path):
-    assert "nowhere is missing" in refusal(load_training_state, tmp_path / "nowhere", Run().optimizer, {})
-    state.write_bytes(state.read_bytes()[:-100])
-    message = refusal(load_training_state, state, Run().optimizer, asdict(SETTINGS))
-    assert str(state) in message and "not a whole safetensors file" in message
-
-
-def test_a_state_whose_writing_fails_leaves_the_old_one(state, monkeypatch):
-    before = content(state.parent)
-    fail_while_saving(monkeypatch)
-    with pytest.raises(OSError, match="No space left"):
-        Run(seed=3).save(state)
-    assert content(state.parent) == before
-
-
-def test_a_state_can_be_saved_over_the_one_it_came_from(state):
-    run = Run.resumed(state)
-    stream = run.events()
-    assert [type(next(stream)).__name__ for _ in range(2)] == ["Started", "Stepped"]
-    run.save(state)
-    again = Run.resumed(state)
-    assert again.progress == run.progress and again.progress.step == 3
-    assert_same_weights(again.model, run.model)
-
-
-def test_a_state_keeps_large_numbers_of_the_generator(state):
-    """PCG64's state has 128 bits, more than a JSON reader that goes through floats would keep."""
-    run = Run.resumed(state)
-    inner = run.progress.now_rng["state"]
-    assert inner["state"] > 2**64 and re.fullmatch(r"\d+", str(inner["inc"]))
+    assert list(tmp_path.iterdir()) == []

@@ -1,30 +1,38 @@
-"""Model folders in Hugging Face's GPT-2 layout, and a training run's state."""
+"""Model folders in Hugging Face's GPT-2 layout."""
 
 import hashlib
-import json
 import os
-from contextlib import ExitStack
-from dataclasses import asdict
+import re
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from .files import make_writable_folder, read_json, replacing, to_json
-from .gpt2 import GPT2
+from .files import make_writable_folder, read_json, recover_folder, replacing_folder, to_json
+from .gpt2 import GPT2, GPT2Config
 from .model_config import config_values, read_config
-from .optim import AdamW
 from .safetensors_file import read_header, read_tensors
 from .tensor import Tensor
+from .tensor_files import write_tensors
 from .tokenizer import Tokenizer
 from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
-from .train import Progress
-from .weight_names import full_name, is_buffer, plain_names, refuse_signs, why_misshaped, why_missing
+from .untrusted import shown
+from .weight_names import (
+    expected_shapes,
+    full_name,
+    is_buffer,
+    plain_names,
+    refuse_signs,
+    why_misshaped,
+    why_missing,
+)
 
 OTHER_WEIGHTS = {".safetensors": "another safetensors file", ".bin": "a PyTorch pickle", ".pt": "a PyTorch pickle",
                  ".pth": "a PyTorch pickle", ".ckpt": "a PyTorch pickle", ".h5": "TensorFlow's",
                  ".msgpack": "Flax's", ".gguf": "llama.cpp's"}
+# What of a model folder belongs to one model, or one adapter, and must not stand beside another's.
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+               "adapter_config.json", "adapter_model.safetensors", "additional_chat_templates/default.jinja",
+               *TOKENIZER_FILES)
 SAVE_DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -38,9 +46,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.exists():
         content = read_json(index)
-        if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index}: 'weight_map' is missing, expected an index of safetensors files")
-        return [folder / str(name) for name in sorted(map(str, set(content["weight_map"].values())))]
+        return [folder / name for name in sorted({_inside(name, index) for name in weight_map.values()})]
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
     if not others:
         remedy = ""
@@ -51,6 +60,17 @@ def _weight_files(folder: Path) -> list[Path]:
                   "with save_pretrained(folder, safe_serialization=True)")
     raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json, "
                      f"expected a folder with weights{remedy}")
+
+
+def _inside(name, index: Path) -> str:
+    """The name of a file beside the index. ValueError if it is none: nothing outside of the folder is opened.
+
+    A file may be a link, as the hub's cache makes them; a folder's name that could be one is refused.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]{0,200}\.safetensors", name, re.ASCII):
+        raise ValueError(f"{index}: {shown(name)} is no name of a file in that folder, expected names like "
+                         "'model-00001-of-00002.safetensors'")
+    return name
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -90,24 +110,35 @@ def load_model(folder: str | os.PathLike) -> GPT2:
     or not GPT-2's, or the setting in config.json that asks for another model, with the reason and what to do.
     """
     folder = Path(folder)
+    recover_folder(folder)
     config = read_config(folder)
     tensors = _read_weights(folder)
     if config.tie_word_embeddings:
         _tie(folder, tensors)
+    _check_shapes(folder, tensors, config)
     model = GPT2(config)
-    there = set(tensors)
     for name, parameter in model.named_parameters():
-        tensor = tensors.pop(name, None)
-        if tensor is None:
-            raise ValueError(f"{folder}: tensor '{name}' is missing; {why_missing(name, there, config.n_layer)}")
-        if tensor.shape != parameter.shape:
-            raise ValueError(f"{folder}: tensor '{name}' is {tensor.shape}, expected {parameter.shape}; "
-                             f"{why_misshaped(name, tensor.shape, parameter.shape)}")
-        parameter.data = np.asarray(tensor, np.float32)
-    if tensors:
-        raise ValueError(f"{folder}: tensor '{min(tensors)}' has no place in a GPT-2 with n_layer = {config.n_layer}, "
-                         "as config.json says; they don't belong together")
+        parameter.data = np.asarray(tensors.pop(name), np.float32)
     return model
+
+
+def _check_shapes(folder: Path, tensors: dict[str, np.ndarray], config: GPT2Config) -> None:
+    """ValueError unless the tensors are those of the model that config.json describes, before memory is taken for it.
+
+    Stops at the first that is missing, so that it takes no longer than the file is long.
+    """
+    count = 0
+    for name, shape in expected_shapes(config):
+        if name not in tensors:
+            raise ValueError(f"{folder}: tensor '{name}' is missing; {why_missing(name, set(tensors), config.n_layer)}")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{folder}: tensor '{name}' is {tensors[name].shape}, expected {shape}; "
+                             f"{why_misshaped(name, tensors[name].shape, shape)}")
+        count += 1
+    if count < len(tensors):
+        extra = min(tensors.keys() - {name for name, _ in expected_shapes(config)})
+        raise ValueError(f"{folder}: tensor '{extra}' has no place in a GPT-2 with n_layer = {config.n_layer}, "
+                         "as config.json says; they don't belong together")
 
 
 def load_model_and_tokenizer(folder: str | os.PathLike) -> tuple[GPT2, Tokenizer]:
@@ -122,27 +153,31 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
                dtype: str = "float32") -> None:
     """Write a folder that transformers, llama.cpp's converter and `load_model` read; dtype may be "float16".
 
-    All files are written beside first and then take their names, one right after the other: an error while
-    writing leaves the old model whole. Files of an older model that other tools would read instead are removed.
+    It is written beside, and then the whole folder is replaced at once: at no instant does it hold files of two
+    models, and an error while writing leaves the old one. Files that are no model's go along. ValueError for a model
+    with adapters on it. OSError if the disk is full, say.
     """
     if dtype not in SAVE_DTYPES:
         raise ValueError(f"save_model: dtype is {dtype!r}, expected one of {', '.join(SAVE_DTYPES)}")
-    folder = make_writable_folder(folder)
+    tensors = {full_name(name): parameter.data for name, parameter in model.named_parameters()}
+    if any(".lora_" in name for name in tensors):
+        raise ValueError("save_model: the model has LoRA adapters on it; merge_lora(model) first, or write them alone "
+                         "with save_adapter")
+    make_writable_folder(folder if Path(folder).exists() else Path(folder).parent)
+    with replacing_folder(folder, MODEL_FILES) as beside:
+        for name, content in model_description(model.config, tokenizer, dtype).items():
+            (beside / name).write_bytes(content)
+        write_tensors(beside / "model.safetensors", tensors, {"format": "pt"}, SAVE_DTYPES[dtype])
+
+
+def model_description(config: GPT2Config, tokenizer: Tokenizer, dtype: str = "float32") -> dict[str, bytes]:
+    """What a model folder holds beside the weights, by file name: config.json, the tokenizer's files, ..."""
     tokens, ends = _special_ids(tokenizer), list(tokenizer.stop_tokens)
-    contents = {
+    return {
         **tokenizer_files(tokenizer),
-        "config.json": to_json(config_values(model.config, dtype) | tokens | tokenizer.in_config).encode(),
+        "config.json": to_json(config_values(config, dtype) | tokens | tokenizer.in_config).encode(),
         "generation_config.json": to_json(tokens | {"eos_token_id": ends if len(ends) > 1 else ends[0]}).encode(),
     }
-    tensors = {full_name(name): np.ascontiguousarray(parameter.data, SAVE_DTYPES[dtype])
-               for name, parameter in model.named_parameters()}
-    with ExitStack() as together:
-        for name, content in contents.items():
-            together.enter_context(replacing(folder / name)).write_bytes(content)
-        save_file(tensors, together.enter_context(replacing(folder / "model.safetensors")), metadata={"format": "pt"})
-    others = {"model.safetensors.index.json", "additional_chat_templates/default.jinja"}
-    for stale in {*TOKENIZER_FILES, *others} - contents.keys():
-        (folder / stale).unlink(missing_ok=True)
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -155,21 +190,7 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return ids | {name: id for name, id in tokenizer.in_config.items() if name == "pad_token_id"}
 
 
-# ---- the state of a training run
-
-
-def save_training_state(path: str | os.PathLike, optimizer: AdamW, progress: Progress, settings: dict) -> None:
-    """What it takes to go on later: trainable weights, both moments, progress. One file, whole or not at all.
-
-    Frozen weights stand in the model that the run started from.
-    """
-    tensors = {}
-    for name, parameter in optimizer.parameters.items():
-        tensors |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}
-    notes = {"progress": json.dumps(asdict(progress)), "settings": json.dumps(settings),
-             "optimizer_steps": str(optimizer.steps)}
-    with replacing(path) as beside:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, beside, metadata=notes)
+# ---- telling models apart
 
 
 def model_fingerprint(model: GPT2) -> str:
@@ -183,41 +204,3 @@ def weights_fingerprint(parameters: dict[str, Tensor]) -> str:
     for name, parameter in parameters.items():
         digest.update(f"{name} {parameter.data.shape}".encode() + parameter.data.ravel()[:256].tobytes())
     return digest.hexdigest()[:16]
-
-
-def check_training_state(path: str | os.PathLike, settings: dict) -> dict[str, str]:
-    """The notes of a saved state. ValueError if it is none, or was saved by a run with other settings."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            notes = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: no state of a training run ({error})") from None
-    if "progress" not in notes:
-        raise ValueError(f"{path} is not a training state, expected one that save_training_state wrote")
-    for name, value in json.loads(notes.get("settings", "{}")).items():
-        if settings.get(name) != value:
-            raise ValueError(f"{path}: the run was started with {name} = {value}, now it is {settings.get(name)}; "
-                             "resume with the same, or start anew without --resume")
-    return notes
-
-
-def load_training_state(path: str | os.PathLike, optimizer: AdamW, settings: dict) -> Progress:
-    """Put a saved state into the optimizer and its parameters, in place; returns the progress.
-
-    ValueError if it belongs to another model, or was saved by a run with other settings.
-    """
-    tensors = read_tensors(path)
-    notes = check_training_state(path, settings)
-    places = {}
-    for name, parameter in optimizer.parameters.items():
-        places |= {f"weight.{name}": parameter.data, f"m.{name}": optimizer.m[name], f"v.{name}": optimizer.v[name]}
-    for name in sorted(places.keys() | tensors.keys()):
-        saved, place = tensors.get(name), places.get(name)
-        if saved is None or place is None or saved.shape != place.shape:
-            shapes = ["absent" if array is None else array.shape for array in (saved, place)]
-            raise ValueError(f"{path}: '{name}' is {shapes[0]}, expected {shapes[1]}; "
-                             "the state belongs to another model")
-    for name, place in places.items():
-        place[...] = tensors[name]
-    optimizer.steps = int(notes["optimizer_steps"])
-    return Progress(**json.loads(notes["progress"]))

@@ -5,36 +5,35 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from . import compile_ahead
-from .checkpoint import (
-    check_training_state,
-    load_model,
-    load_training_state,
-    save_model,
-    save_training_state,
-    weights_fingerprint,
-)
+from . import compile_ahead, watch
+from .checkpoint import model_fingerprint, weights_fingerprint
 from .data.prompts import with_style
-from .files import make_writable_folder
+from .files import make_writable_folder, recover_folder, remove_leftovers
 from .gpt2 import GPT2, GPT2Config
 from .inference.generate import generate
+from .keeper import Keeper
+from .loggers import Logger
+from .lora import lora_config
 from .memory import keep_freed_memory
 from .optim import AdamW
-from .report import RunReport, plot_losses
+from .ranks import ALONE, Ranks
+from .report import RunReport
+from .signals import delayed_signals, interruption
+from .state import FOLDER as STATES
+from .state import OLD_STATE, check_state, delete_state, find_states, load_state, nothing_to_resume
 from .tokenizer import Tokenizer
 from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet, has_targets, train
 
-STATE = "training_state.safetensors"
 # What a run leaves in its folder: `fit` itself, and the script around it.
-RUN_FILES = ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATE, "model/model.safetensors")
+RUN_FILES = ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATES, OLD_STATE, "model/model.safetensors",
+             "model/adapter_config.json", "model/adapter_model.safetensors")
 
 
 def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
@@ -45,17 +44,17 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
     if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
         raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
                          "choose an --output-dir elsewhere")
-    if resume and not (folder / STATE).exists():
-        raise ValueError(f"--resume: {folder / STATE} is missing, so there is nothing to resume; "
-                         "start anew without --resume, with --overwrite if the folder holds a run")
+    if resume and not find_states(folder):
+        raise ValueError(f"--resume: {nothing_to_resume(folder)}")
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and not (resume or overwrite):
-        go_on = "go on with it (--resume), " if STATE in found else ""
+        go_on = "go on with it (--resume), " if find_states(folder) else ""
         raise ValueError(f"--output-dir {folder} holds a run ({', '.join(found)}); {go_on}replace it (--overwrite), "
                          "or choose another folder")
     if overwrite and not resume:  # or the new run's files would stand beside the old one's
+        delete_state(folder)
         for name in found:
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
     return make_writable_folder(folder)
 
 
@@ -97,18 +96,21 @@ def _ending_at_once() -> Iterator[None]:
 
 
 def _identity(model: GPT2, settings: Settings, training: TrainingSet, identity: dict | None) -> dict:
-    """What a resumed run must have in common with the one it goes on with; the state holds no frozen weights."""
+    """What a resumed run must have in common with the one it goes on with; the number of ranks is no part of it."""
     frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    of_frozen = {"frozen weights": weights_fingerprint(frozen) if frozen else "none"}
+    adapted = lora_config(model)
     fingerprint = getattr(training, "fingerprint", None)
-    of_set = {"training set (data, prompt style, mask, lengths)": fingerprint()} if fingerprint else {}
-    return (identity or {}) | asdict(settings) | of_frozen | of_set
+    return (identity or {}) | asdict(settings) | {
+        "LoRA": asdict(adapted) if adapted else "none",
+        "frozen weights": weights_fingerprint(frozen) if frozen else "none",  # the state holds none of them
+        "fingerprint of the model at the start": model_fingerprint(model),
+    } | ({"training set (data, prompt style, mask, lengths)": fingerprint()} if fingerprint else {})
 
 
 def check_resumable(folder: str | os.PathLike, model: GPT2, training: TrainingSet, settings: Settings,
                     identity: dict | None = None) -> None:
     """ValueError unless the run in a folder can be gone on with, with these settings; as `fit` would say."""
-    check_training_state(Path(folder) / STATE, _identity(model, settings, training, identity))
+    check_state(folder, _identity(model, settings, training, identity))
 
 
 def fit(
@@ -122,124 +124,117 @@ def fit(
     *,
     resume: bool = False,
     identity: dict | None = None,
-    state_minutes: float = 10.0,
+    state_minutes: float | None = 10.0,
+    state_steps: int | None = None,
+    keep_states: int = 2,
     on_evaluation: Callable[[RunReport], None] | None = None,
     title: str = "",
+    base: str = "",
+    ranks: Ranks = ALONE,
+    loggers: Sequence[Logger] = (),
 ) -> list[dict]:
     """Train and leave the best weights in `model` and in folder/model; returns all events.
 
     validation: None, or a set without target tokens, keeps the last weights, since no others are known to be
-    better. folder also gets metrics.jsonl, loss.png, and the state from which `resume` goes on: every
-    `state_minutes`, at Ctrl-C and at the end. Whoever is done with the run deletes it with `delete_state`. If the
-    training set has a prompt style, the saved folder says so; the tokenizer that is given here stays as it is.
-    identity: what else, besides settings and training set, a resumed run must have in common with the one it goes on
-    with (the seed, ...). on_evaluation: called after each evaluation, to show a sample reply, say.
+    better. folder also gets metrics.jsonl, loss.png, and in checkpoints/ the last `keep_states` states from which
+    `resume` goes on: every `state_minutes` and every `state_steps`, whichever comes first (None: never), at Ctrl-C and
+    at the end. Whoever is done with the run deletes them with `delete_state`. If the training set has a prompt
+    style, the saved folder says so; the tokenizer that is given here stays as it is. Of a model with LoRA
+    folder/model holds the adapters alone, and the name of the model that they belong to, `base`.
+    identity: what else, besides model, settings and training set, a resumed run must have in common with the one it
+    goes on with (the seed, ...). on_evaluation: called after each evaluation, to show a sample reply, say; on the
+    first rank only, which alone prints and writes. ranks: the processes that train together (`parallel.py`), each of
+    which calls this. loggers: are told of every event (`loggers.py`).
 
-    Ctrl-C lets the current step or the saving at the end finish, saves the state and raises KeyboardInterrupt;
-    a second one acts at once. From here on the whole process keeps the memory that it frees for its next
-    arrays instead of handing it back to the system, see `memory.keep_freed_memory`. ValueError if the folder
-    cannot be written or there is nothing to resume; TrainingDiverged if the loss is no longer finite.
+    Ctrl-C and SIGTERM let the current step or the saving at the end finish, save the state and raise KeyboardInterrupt
+    or Terminated; a second one acts at once. What cannot be saved on the way, on a full disk say, is said in one
+    warning, what was saved before stays, and saving is tried again when it is next due. From here on the whole process
+    keeps the memory that it frees for its next arrays instead of handing it back to the system, see
+    `memory.keep_freed_memory`. ValueError if the folder cannot be written or there is nothing to resume; OSError if the
+    model cannot be saved at the end; TrainingDiverged if the loss is no longer finite.
     """
-    folder = make_writable_folder(folder)
-    make_writable_folder(folder / "model")
+    folder = Path(folder)
+    ranks.first(_prepare, folder)
     keep_freed_memory()
-    optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
-    progress, state = Progress(), folder / STATE
+    optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
+                      moments=settings.moments)
     if (style := getattr(training, "style", None)) is not None:  # the folder will say how its model is asked
         tokenizer = with_style(style, tokenizer)
     same = _identity(model, settings, training, identity)
-    if resume and not state.exists():
-        raise ValueError(f"{state} is missing, so there is nothing to resume; start anew without --resume")
-    if resume:
-        progress = load_training_state(state, optimizer, same)
-    else:
-        delete_state(folder)
-    saved = time.monotonic()
-    resuming = f"the state is in {state}: the same command with --output-dir {folder} --resume goes on"
-    with RunReport(folder, progress) as report, _delayed_interrupt() as interrupted:
-        if validation is not None and not has_targets(validation):
-            report.say("the validation set has no target tokens: training without it, and keeping the last weights")
-            validation = None
+    progress = _resume(folder, optimizer, same, ranks) if resume else Progress()
+    if not resume:
+        ranks.first(delete_state, folder)
+    with (RunReport(folder, progress, loggers, title) if ranks.is_first else nullcontext(_Silent())) as report, \
+            delayed_signals() as signalled:
+        keeper = Keeper(folder, model, tokenizer, optimizer, progress, same, base, state_minutes, state_steps,
+                         keep_states, ranks, report)
+        validation = _check_sets(training, validation, report)
         try:
-            for event in train(model, optimizer, training, validation, settings, progress, rng):
+            for event in train(model, optimizer, training, validation, settings, progress, rng, ranks):
                 report.add(event)
                 if isinstance(event, Evaluated):
-                    if event.improved:
-                        save_model(model, tokenizer, folder / "model")
-                    if on_evaluation:
+                    keeper.after_evaluation(event)
+                    if on_evaluation and ranks.is_first:
                         on_evaluation(report)
                     if event.stop:
                         report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
-                if interrupted() or time.monotonic() - saved > 60 * state_minutes:
-                    save_training_state(state, optimizer, progress, same)
-                    saved = time.monotonic()
-                if interrupted():
-                    report.say(f"interrupted; {resuming}")
-                    raise KeyboardInterrupt
+                keeper.after(event, max(ranks.gather(signalled())))
         except TrainingDiverged as error:
-            _plot(report, folder, title)
+            report.plot()
             raise TrainingDiverged(f"{error}; {_what_is_saved(progress, folder)}") from None
-        save_training_state(state, optimizer, progress, same)
-        _use_best(model, tokenizer, progress, report, folder)
-        _plot(report, folder, title)
-        if interrupted():
-            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {resuming}")
-        return report.events
+        keeper.finish()
+        report.plot()
+        if number := max(ranks.gather(signalled())):
+            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {keeper.how_to_resume()}")
+            raise interruption(number)
+        return ranks.first(lambda: report.events)
 
 
-def delete_state(folder: str | os.PathLike) -> None:
-    """Delete the state of a run that is done with: it is three times as large as the model."""
-    (Path(folder) / STATE).unlink(missing_ok=True)
+def _prepare(folder: Path) -> None:
+    """Make a run's folder, and clear away what one that was killed there has left half written."""
+    make_writable_folder(folder)
+    recover_folder(folder / "model")
+    make_writable_folder(folder / "model")
+    for place in (folder, folder / "model", folder / STATES):
+        remove_leftovers(place)
 
 
-@contextmanager
-def _delayed_interrupt():
-    """Within the block the first Ctrl-C is only noted, so that a step is not cut in two; the second one acts.
+def _resume(folder: Path, optimizer: AdamW, identity: dict, ranks: Ranks) -> Progress:
+    """The progress of the run in a folder; its weights and moments on all ranks, though only the first reads files."""
+    progress = ranks.first(load_state, folder, optimizer, identity)
+    optimizer.steps = ranks.first(lambda: optimizer.steps)
+    for name, parameter in optimizer.parameters.items():
+        ranks.copy_from_first([parameter.data, optimizer.m[name], optimizer.v[name]])
+    return progress
 
-    Gives a function that says whether there was one. At the end of the block it is raised, or it would be lost.
-    """
-    noted = []
 
-    def note(number, frame):
-        noted.append(number)
-        signal.signal(signal.SIGINT, before)
+def _check_sets(training: TrainingSet, validation: TrainingSet | None, report: RunReport) -> TrainingSet | None:
+    """Say what is wrong with the sets; returns the validation set if it is one."""
+    if validation is not None and not has_targets(validation):
+        report.say("the validation set has no target tokens: training without it, and keeping the last weights")
+        validation = None
+    for warning in watch.check_sets(training, validation):
+        report.say(f"warning: {warning}")
+    return validation
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(noted)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if noted:
-        raise KeyboardInterrupt
+
+class _Silent:
+    """The report of a rank that prints and writes nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing: the first rank says it."""
+
+    def add(self, event) -> None:
+        """Nothing: the first rank takes it."""
+
+    def plot(self) -> None:
+        """Nothing: the first rank draws it."""
 
 
 def _what_is_saved(progress: Progress, folder: Path) -> str:
     """What a run that broke off leaves of its weights, in words."""
     if math.isfinite(progress.best_loss):
         return f"the best weights so far, of step {progress.best_step}, are in {folder / 'model'}"
-    if (folder / STATE).exists():
-        return f"the weights of an earlier step are in {folder / STATE}"
+    if states := find_states(folder):
+        return f"the weights of an earlier step are in {states[0]}"
     return "no weights have been saved"
-
-
-def _plot(report: RunReport, folder: Path, title: str) -> None:
-    """Draw the losses. Whatever goes wrong, in matplotlib or on the disk: plotting must not fail a run."""
-    try:
-        plot_losses(report.events, folder / "loss.png", title)
-    except Exception as error:
-        report.say(f"no plot: {error}")
-
-
-def _use_best(model: GPT2, tokenizer: Tokenizer, progress: Progress, report: RunReport, folder: Path) -> None:
-    """Put the best weights into the model and its folder; where none were validated, these are the last ones."""
-    if not math.isfinite(progress.best_loss):
-        save_model(model, tokenizer, folder / "model")
-    elif progress.best_step != progress.step:
-        best = dict(load_model(folder / "model").named_parameters())
-        for name, parameter in model.named_parameters():
-            parameter.data = best[name].data
-        if progress.best_step == 0:
-            report.say("nothing was better than the untuned model; its weights are kept")
