@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyft import cli, read_entries
+from tinyft.adapters import is_adapter
 from tinyft.data.prompts import PROMPT_STYLES
 from tinyft.evaluation.alpaca_eval import read_instructions, write_outputs
 from tinyft.evaluation.measures import MEASURES, sample_tasks
@@ -35,8 +36,10 @@ def parse_arguments():
     """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
-    add("--model", metavar="FOLDER", help="a model folder, or a GPT-2 on the Hugging Face hub")
+    add("--model", metavar="FOLDER", help="a model folder, an adapter's, or a GPT-2 on the Hugging Face hub")
     add("--compare", metavar="FOLDER", help="another one, such as the model before it was tuned")
+    add("--base-model", metavar="FOLDER",
+        help="where one of them is an adapter: the model that it belongs to (default: the one that the adapter names)")
     add("--tasks", metavar="NAME,...", help="measures (--list shows them), or any tasks of the harness")
     add("--sample", action="store_true",
         help="with the small samples that ship: shows that all of it runs, and is no measure of anything")
@@ -90,6 +93,8 @@ def main() -> None:
         raise ValueError(f"--data-dir {options.data_dir}: there is no such folder")
     models, wanted = [model for model in (options.compare, options.model) if model], chosen_tasks(options)
     folders, names = [find_model(model) for model in models], names_for(models)
+    if options.base_model and not any(map(is_adapter, folders)):
+        raise ValueError(f"--base-model {options.base_model}: {options.model} is no adapter; leave it out")
     if options.alpaca_eval:
         answer_alpaca_eval(folders, names, options)
         if not (options.tasks or options.sample):
@@ -139,6 +144,11 @@ def names_for(models: Sequence[str]) -> list[str]:
     raise ValueError(f"--compare {models[0]}: that is --model; name another one")
 
 
+def base_for(folder: Path, options) -> str | None:
+    """--base-model for an adapter, nothing for a whole model."""
+    return options.base_model if is_adapter(folder) else None
+
+
 def folder_of(name: str) -> str:
     """What a model's folder of results is called."""
     return name.strip("./").replace("/", "--")
@@ -150,7 +160,7 @@ def evaluate(harness, manager, tasks: Sequence[str], folder: Path, name: str, th
     from tinyft.evaluation.known_answers import KnownAnswers, fingerprint
     from tinyft.evaluation.lm_eval import ENGINE, TinyftLM
 
-    engine, tokenizer = load_engine(folder, weights=options.weights, **ENGINE)
+    engine, tokenizer = load_engine(folder, weights=options.weights, base_model=base_for(folder, options), **ENGINE)
     print(f"model     {name}: {folder}, context {engine.config.n_positions}, weights in {options.weights}, "
           f"{threads} threads", flush=True)
     known = KnownAnswers(options.output_dir / "answers" / f"{fingerprint(engine, tokenizer)}.sqlite")
@@ -186,7 +196,7 @@ def answer_alpaca_eval(folders: Sequence[Path], names: Sequence[str], options) -
         path = options.alpaca_eval
         if name != names[-1]:
             path = path.with_name(f"{path.stem}-{folder_of(name)}{path.suffix}")
-        engine, tokenizer = load_engine(folder, weights=options.weights)
+        engine, tokenizer = load_engine(folder, weights=options.weights, base_model=base_for(folder, options))
         written = write_outputs(engine, tokenizer, entries, path, name, limit=options.limit,
                                 prompt_style=options.prompt_style, what=f"{name}: AlpacaEval")
         print(f"alpaca    {path}: {written}", flush=True)

@@ -40,7 +40,10 @@ def parse_arguments():
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
     add("prompt", nargs="?", help="the instruction, or with --raw the beginning of a text; - reads standard input")
-    add("--model", required=True, metavar="NAME", help="a model folder, or a GPT-2 on the Hugging Face hub")
+    add("--model", required=True, metavar="NAME",
+        help="a model folder, an adapter's, or a GPT-2 on the Hugging Face hub")
+    add("--base-model", metavar="NAME",
+        help="where --model is an adapter: the model that it belongs to (default: the one that the adapter names)")
     add("--prompts", type=Path, metavar="FILE",
         help="many prompts, a JSON value on each line: a text, or an object with prompt, with instruction (and input, "
              "system), or with messages")
@@ -291,7 +294,8 @@ def main() -> None:
     cli.use_threads(options.threads)
     check(options)
     rows = MANY if options.prompts else min(MANY, options.samples)
-    engine, tokenizer = load_engine(find_model(options.model), weights=options.weights, max_rows=rows)
+    engine, tokenizer = load_engine(find_model(options.model), weights=options.weights, base_model=options.base_model,
+                                    max_rows=rows)
     style = None if options.raw else find_style(tokenizer, options.prompt_style)
     if options.stats:  # the time to compile kernels is not the model's
         list(generate(engine, [tokenizer.eot_token], max_new_tokens=2))

@@ -34,7 +34,9 @@ def parse_arguments():
     limits = Limits()
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
-    add("model", metavar="FOLDER", help="a model folder, or a GPT-2 on the Hugging Face hub")
+    add("model", metavar="FOLDER", help="a model folder, an adapter's, or a GPT-2 on the Hugging Face hub")
+    add("--base-model", metavar="NAME",
+        help="where that is an adapter: the model that it belongs to (default: the one that the adapter names)")
     add("--name", metavar="NAME",
         help="what clients call the model (default: the folder's name, or that of the run that it is of)")
     add("--host", default="127.0.0.1", help="where to listen; any other than this machine's own needs an API key")
@@ -66,7 +68,8 @@ def main() -> None:
     listener = http.listen(options.host, options.port)  # before a large model is read for nothing
     threads = cli.use_threads(options.threads)
     folder = find_model(options.model)
-    engine, tokenizer = load_engine(folder, weights=options.weights, max_rows=options.max_rows)
+    engine, tokenizer = load_engine(folder, weights=options.weights, base_model=options.base_model,
+                                    max_rows=options.max_rows)
     name = options.name or name_of(options.model)
     style = find_style(tokenizer, options.prompt_style)
     print(f"model     {name}: context {engine.config.n_positions}, weights in {options.weights} "

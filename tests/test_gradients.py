@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinyft import Tensor, gradcheck, losses, op, ops
+from tinyft import Tensor, gradcheck, lora, losses, op, ops
 from tinyft.segments import segments_of
 
 RNG = np.random.default_rng(1)
@@ -84,6 +84,10 @@ CASES = {
         ((2, 3), (3, 4)), ((1, 3), (3, 1)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)), ((5, 2, 3), (5, 3, 4)),
         ((5, 1, 2, 3), (4, 3, 2)), ((1, 2, 3), (5, 3, 2)), ((5, 1, 3), (3, 4)))],
     "linear": [(ops.linear, [normal(*x), normal(3, 4), normal(4)]) for x in ((2, 3), (1, 3), (3,), (2, 5, 3))],
+    "lora_linear": [
+        (lambda *inputs, p=p: lora.lora_linear(*inputs, scale=1.7, p=p, rng=np.random.default_rng(3)),
+         [normal(*x), normal(3, 4), normal(4), normal(rank, 3), normal(4, rank)])
+        for p in (0.0, 0.4) for x, rank in (((2, 3), 2), ((1, 3), 1), ((3,), 5), ((2, 5, 3), 2))],
     "softmax": [(ops.softmax, [normal(*shape)]) for shape in ((1,), (5,), (2, 3), (2, 1), (2, 3, 7))],
     "layer_norm": [
         *((ops.layer_norm, [normal(*rows, n), normal(n), normal(n)]) for *rows, n in ((5,), (3, 4), (2, 3, 7))),
@@ -120,7 +124,8 @@ CASES = {
 
 
 def ops_of_tinyft():
-    return [name for name, function in (vars(ops) | vars(losses)).items() if getattr(function, "is_op", False)]
+    functions = vars(ops) | vars(losses) | vars(lora)
+    return [name for name, function in functions.items() if getattr(function, "is_op", False)]
 
 
 def test_every_op_has_a_case():

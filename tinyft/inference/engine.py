@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import get_num_threads, set_num_threads
 
-from ..checkpoint import load_model_and_tokenizer
+from ..adapters import load_unmerged
 from ..gpt2 import GPT2
 from ..kernels.cached_attention import BLOCK
 from ..kernels.jit import VECTOR_BYTES
@@ -152,10 +152,12 @@ class Engine:
             set_num_threads(before)
 
 
-def load_engine(folder: str | os.PathLike, *, weights: str = "float32", **options) -> tuple[Engine, Tokenizer]:
-    """An engine and the tokenizer from a model folder; options as for `Engine`, errors as for `load_model`.
+def load_engine(folder: str | os.PathLike, *, weights: str = "float32", base_model: str | os.PathLike | None = None,
+                **options) -> tuple[Engine, Tokenizer]:
+    """An engine and the tokenizer from a model folder or an adapter's; options as for `Engine`.
 
-    The folder's file is read through a map of it, and each part is given back when it has been copied.
+    base_model, errors: as for `adapters.load_unmerged`. The weights' file is read through a map of it, and each part
+    is given back when it has been copied.
     """
-    model, tokenizer = load_model_and_tokenizer(folder)
+    model, tokenizer = load_unmerged(folder, base_model)
     return Engine(model, weights=weights, done_with=forget_pages, **options), tokenizer

@@ -21,7 +21,8 @@ def scheduler_for(model: Engine | GPT2, requests: int = 1) -> Scheduler:
     """
     if isinstance(model, Engine):
         return scheduler_of(model)
-    return Scheduler(Engine(model, max_rows=max(1, min(MANY, requests))))
+    kept_as = getattr(model.wte.weight, "kept_as", "float32")  # a base in fewer bits is not to be copied in 32
+    return Scheduler(Engine(model, weights=kept_as, max_rows=max(1, min(MANY, requests))))
 
 
 def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int = 200,

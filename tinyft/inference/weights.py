@@ -11,6 +11,7 @@ from ..kernels.matmul import aligned
 from ..kernels.packing import TILE_VECTORS
 from ..kernels.panels import GROUP, prepare_bfloat16, prepare_floats, prepare_int8
 from ..kernels.whole_model import EXACT_GELU, GELU, RELU, Shape, Weights
+from ..nn import Embedding, Linear
 
 KEPT_AS = {"float32": np.float32, "bfloat16": np.uint32, "int8": np.int8}
 PART_BYTES = 1 << 24  # of a table that is copied at a time
@@ -23,15 +24,13 @@ def shape_of(config: GPT2Config) -> Shape:
                  _KINDS.get(config.activation_function, GELU), config.layer_norm_epsilon)
 
 
-def _matrices(model: GPT2) -> list[tuple[np.ndarray, bool]]:
-    """All matrices in the order of `Weights.matrices`, and whether each is stored transposed."""
-    found = []
-    for block in model.h:
-        found += [(layer.weight.data, False) for layer in
-                  (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
-    found.append((model.wte.weight.data, True))
+def _matrices(model: GPT2) -> list[tuple[Linear | Embedding, bool]]:
+    """What holds the matrices in the order of `Weights.matrices`, and whether each is stored transposed."""
+    found = [(layer, False) for block in model.h for layer in
+             (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
+    found.append((model.wte, True))
     if not model.config.tie_word_embeddings:
-        found.append((model.lm_head.weight.data, True))
+        found.append((model.lm_head, True))
     return found
 
 
@@ -45,9 +44,9 @@ def _vectors(model: GPT2) -> list[np.ndarray]:
     return [*found, model.ln_f.weight.data, model.ln_f.bias.data, model.wpe.weight.data]
 
 
-def _size_of(matrix: np.ndarray, transposed: bool, width: int, kept_as: str) -> tuple[int, int]:
+def _size_of(shape: tuple[int, int], transposed: bool, width: int, kept_as: str) -> tuple[int, int]:
     """Items that a matrix takes as panels, and its scales in int8."""
-    depth, columns = matrix.shape[::-1] if transposed else matrix.shape
+    depth, columns = shape[::-1] if transposed else shape
     columns = -(-columns // width) * width
     return (depth * columns // (2 if kept_as == "bfloat16" else 1),
             -(-depth // GROUP) * columns if kept_as == "int8" else 0)
@@ -70,16 +69,18 @@ def prepare(model: GPT2, kept_as: str = "float32", done_with: Callable[[np.ndarr
         raise ValueError(f"weights are to be kept as {kept_as!r}, expected one of {', '.join(KEPT_AS)}")
     number = model.wte.weight.dtype if kept_as == "float32" else np.dtype(np.float32)
     matrices, width = _matrices(model), TILE_VECTORS * VECTOR_BYTES // number.itemsize
-    sizes = [_size_of(matrix, transposed, width, kept_as) for matrix, transposed in matrices]
+    sizes = [_size_of(layer.weight.shape, transposed, width, kept_as) for layer, transposed in matrices]
     places = np.cumsum([(0, 0), *sizes], axis=0, dtype=np.int64)
     # NumPy asks for large pages where the system has them, so that fewer addresses have to be looked up.
     n_kept = int(places[-1, 0])
     kept = aligned((n_kept,), number if kept_as == "float32" else np.dtype(KEPT_AS[kept_as]))[:n_kept]
     scales = np.empty(places[-1, 1], number)
-    for (matrix, transposed), (start, scales_start) in zip(matrices, places[:-1].tolist(), strict=True):
+    for (layer, transposed), (start, scales_start) in zip(matrices, places[:-1].tolist(), strict=True):
+        # Adapters are merged, and compact matrices expanded, one after the other as they are copied.
+        matrix = layer.weight.data if transposed else layer.effective_weight()
         for part in _parts(matrix, transposed, width):
             _copy(part, transposed, number, kept_as, kept, start, scales, scales_start)
-            size, n_scales = _size_of(part, transposed, width, kept_as)
+            size, n_scales = _size_of(part.shape, transposed, width, kept_as)
             start, scales_start = start + size, scales_start + n_scales
             if done_with:
                 done_with(part)
