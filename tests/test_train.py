@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -24,13 +25,11 @@ from tinyft import (
     Settings,
     fit,
     load_model,
-    load_training_state,
-    save_training_state,
     train,
 )
 from tinyft.losses import IGNORE, cross_entropy
 from tinyft.report import plot_losses, smooth
-from tinyft.train import Evaluated, Started, Stepped, TrainingDiverged, evaluate
+from tinyft.train import Accumulated, Evaluated, Noticed, Started, Stepped, TrainingDiverged, evaluate
 
 # ---- the loss of a batch
 
@@ -136,11 +135,15 @@ def run_steps(model, data, rng_seed=0, validation=None, **changes):
                       np.random.default_rng(rng_seed)))
 
 
+def steps_of(events) -> list[Stepped]:
+    return [event for event in events if isinstance(event, Stepped)]
+
+
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_step_without_a_live_target(micro_batch_size):
     model = make_model()
     data = Fixed(np.ones((3, 5), int), np.full((3, 5), IGNORE))
-    _, step = run_steps(model, data, micro_batch_size=micro_batch_size)
+    step = steps_of(run_steps(model, data, micro_batch_size=micro_batch_size))[0]
     assert (step.loss, step.gradient_norm, step.tokens) == (0, 0, 0)
     assert all(np.isfinite(array).all() for array in weights(model).values())
     assert math.isnan(evaluate(model, data, 8))
@@ -151,8 +154,8 @@ def test_micro_batches_give_the_same_step(micro_batch_size):
     data = make_set(make_entries(8), mask_prompt=True)
     batch_of(data)
     whole, parts = make_model(dtype=np.float64), make_model(dtype=np.float64)
-    _, one = run_steps(whole, data)
-    _, many = run_steps(parts, data, micro_batch_size=micro_batch_size)
+    one, = steps_of(run_steps(whole, data))
+    many, = steps_of(run_steps(parts, data, micro_batch_size=micro_batch_size))
     assert (one.step, one.tokens) == (many.step, many.tokens)
     assert many.loss == pytest.approx(one.loss, rel=1e-12)
     assert many.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-12)
@@ -297,6 +300,99 @@ def without_seconds(event: dict) -> dict:
     return {name: value for name, value in event.items() if name != "seconds"}
 
 
+def test_micro_batches_are_told():
+    data = make_set(make_entries(8))
+    events = run_steps(make_model(), data, micro_batch_size=3, batch_size=7, epochs=1)[1:]
+    assert events[0] == Accumulated(step=1, done=1, of=3) and events[1] == Accumulated(step=1, done=2, of=3)
+    assert [type(event) for event in events] == [Accumulated, Accumulated, Stepped, Stepped]
+    whole = steps_of(run_steps(make_model(), data, batch_size=7, epochs=1))
+    assert [step.processed for step in steps_of(events)] == [step.processed for step in whole]
+    assert [step.loss for step in steps_of(events)] == pytest.approx([step.loss for step in whole], rel=1e-4)
+
+
+def copies(optimizer, progress) -> dict:
+    """All that it takes to go on, as a state keeps it."""
+    return {"progress": json.loads(json.dumps(asdict(progress))), "steps": optimizer.steps,
+            "arrays": {name: (p.data.copy(), optimizer.m[name].copy(), optimizer.v[name].copy(),
+                              None if p.grad is None else p.grad.copy()) for name, p in optimizer.parameters.items()}}
+
+
+def test_resumed_after_any_micro_batch():
+    def run(state=None):
+        model = make_model(seed=5 if state else 0)
+        model.set_dropout(0.2)
+        optimizer, progress = AdamW(model), Progress()
+        if state:
+            progress, optimizer.steps = Progress(**state["progress"]), state["steps"]
+            for name, p in optimizer.parameters.items():
+                p.data, optimizer.m[name], optimizer.v[name], p.grad = state["arrays"][name]
+        settings = Settings(epochs=2, batch_size=7, micro_batch_size=2, learning_rate=1e-2, evaluate_every=2)
+        for event in train(model, optimizer, make_set(make_entries(13)), make_set(make_entries(3)), settings, progress,
+                           np.random.default_rng(0 if state is None else 99)):
+            yield event, copies(optimizer, progress), model
+
+    whole = list(run())
+    assert sum(isinstance(event, Accumulated) for event, _, _ in whole) == 10
+    for i, (event, state, _) in enumerate(whole):
+        if isinstance(event, Started):
+            continue
+        rest = list(run(state))[1:]
+        expected = [without_seconds(asdict(event)) for event, _, _ in whole[i + 1 :]]
+        assert [without_seconds(asdict(event)) for event, _, _ in rest] == expected
+        if rest:
+            assert_all_close(weights(rest[-1][2]), weights(whole[-1][2]), rtol=0)
+
+
+def test_batches_by_tokens():
+    class Watched(Fixed):
+        def batches(self, batch_size, rng=None, **options):
+            asked.append(options)
+            return super().batches(batch_size)
+
+    asked: list[dict] = []
+    inputs = np.ones((2, 5), int)
+    run_steps(make_model(), Watched(inputs, inputs), batch_tokens=64)
+    assert asked and all(options == {"batch_tokens": 64} for options in asked)
+    asked.clear()
+    run_steps(make_model(), Watched(inputs, inputs))
+    assert asked and not any(asked), "a set need not know of what nobody wants"
+    data = make_set(make_entries(9))
+    events = run_steps(make_model(), data, batch_tokens=int(data.lengths().max()) * 2, epochs=2)
+    assert events[0].steps == len(steps_of(events)) == 2 * events[0].steps_per_epoch > 8
+    assert all(event.processed <= 2 * data.lengths().max() for event in steps_of(events))
+
+
+@pytest.mark.parametrize("changes, said", [({"batch_tokens": 0}, "batch_tokens is 0"), ({"moments": "int8"}, "moments"),
+                                           ({"batch_tokens": 2.5}, "batch_tokens is 2.5")])
+def test_settings_that_make_no_sense(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Settings(**changes)
+
+
+def notices(events) -> list[Noticed]:
+    return [event for event in events if isinstance(event, Noticed)]
+
+
+def test_a_loss_far_above_guessing_is_noticed_in_the_first_step():
+    model, data = make_model(), make_set(make_entries(8))
+    assert notices(run_steps(model, data, epochs=4)) == []
+    model = make_model()
+    model.ln_f.weight.data *= 40
+    noticed, = notices(run_steps(model, data, epochs=4))
+    assert noticed.step == 1 and "the loss starts at" in noticed.text
+
+
+def test_a_parameter_that_learns_nothing_is_noticed_in_the_third_step():
+    model, data = make_model(), make_set(make_entries(8))
+    for block in model.h:
+        block.mlp.c_proj.weight.data[:] = 0  # so that nothing comes back to what is below
+        block.mlp.c_proj.freeze()
+    events = run_steps(model, data, epochs=4)
+    noticed, = notices(events)
+    assert noticed.step == 3 and "h.0.ln_2.weight" in noticed.text
+    assert isinstance(events[events.index(noticed) - 1], Stepped), "between two steps all can be saved"
+
+
 # ---- runs that turn, and runs that break
 
 # The same questions with longer answers: learning the first makes the second likelier, then unlikelier.
@@ -365,7 +461,7 @@ def test_what_a_run_leaves(turning):
     assert metrics(folder) == events
     assert {event["kind"] for event in events} == {"step", "evaluation"}
     names = {path.name for path in folder.iterdir()}
-    assert names - {"loss.png"} == {"metrics.jsonl", "model", "training_state.safetensors"}
+    assert names - {"loss.png"} == {"metrics.jsonl", "model", "checkpoints"}
 
 
 def test_loss_png(turning, tmp_path):
@@ -573,20 +669,11 @@ def test_resume_survives_a_torn_last_line_of_metrics(tmp_path):
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.parametrize("eights", range(32))
-def test_state_is_read_whatever_the_length_of_its_header(tmp_path, eights):
-    model = make_model()
-    optimizer = AdamW(model)
-    path = tmp_path / "state.safetensors"
-    save_training_state(path, optimizer, Progress(step=3), {"x" * 8 * (eights + 1): 1})
-    assert load_training_state(path, optimizer, {"x" * 8 * (eights + 1): 1}) == Progress(step=3)
-
-
 def test_interrupt_says_what_can_be_done(tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         fit_tiny(tmp_path, on_evaluation=lambda report: os.kill(os.getpid(), signal.SIGINT))
-    assert f"the state is in {tmp_path / 'training_state.safetensors'}" in capsys.readouterr().out
+    assert f"the state is in {tmp_path / 'checkpoints' / 'step-000000.safetensors'}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is handler
     resumed, _ = fit_tiny(tmp_path, resume=True)
     whole, _ = fit_tiny(tmp_path / "whole")
@@ -603,14 +690,14 @@ def test_new_run_forgets_the_state_of_the_old_one(tmp_path):
 
 
 def test_resume_refuses(tmp_path):
-    with pytest.raises(ValueError, match="training_state.safetensors is missing, so there is nothing to resume"):
+    with pytest.raises(ValueError, match="has no step-.*safetensors, so there is nothing to resume"):
         fit_tiny(tmp_path, resume=True)
     with pytest.raises(KeyboardInterrupt):
         fit_tiny(tmp_path, on_evaluation=Interrupt(1), state_minutes=0)
     other = Settings(**{**TURNING.__dict__, "batch_size": 4})
     with pytest.raises(ValueError, match="started with batch_size = 8, now it is 4; resume with the same"):
         fit_tiny(tmp_path, other, resume=True)
-    with pytest.raises(ValueError, match="expected .*; the state belongs to another model"):
+    with pytest.raises(ValueError, match="started with fingerprint of the model at the start = .*, now it is"):
         fit_tiny(tmp_path, model=make_model(n_embd=8), resume=True)
     before = metrics(tmp_path)
     assert before, "a refused resume should leave the metrics alone"

@@ -5,11 +5,13 @@ import io
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import numba
 
+from . import parallel
 from .files import check_replaceable
 from .ops import set_product_dtype
 
@@ -100,14 +102,22 @@ def file_to_write(text: str) -> Path:
 
 
 def use_threads(threads: int | None) -> int:
-    """Limit the kernels to a number of threads; returns how many there are. ValueError if there are fewer."""
+    """Limit the kernels to a number of threads; returns how many there are. ValueError if there are fewer.
+
+    None: all, or this rank's share where `parallel.connect` has found others on this host.
+    """
     most = numba.config.NUMBA_NUM_THREADS
+    ranks = parallel.connected()
     if threads is not None and threads > most:
         raise ValueError(f"--threads {threads}: this machine gives {most}, one for each core, or as many as "
                          "NUMBA_NUM_THREADS in the environment says")
-    if threads is not None and threads != most:
+    threads = threads or (ranks.threads if ranks else most)
+    if threads != most or ranks:
         numba.set_num_threads(threads)
-    return threads or most
+    if ranks and threads > ranks.cores + 0.01:
+        print(f"warning: {ranks.local.Get_size()} ranks on this host, each with {threads} of --threads, have to take "
+              "turns on its cores; start fewer ranks, or give fewer --threads", file=sys.stderr)
+    return threads
 
 
 def use_dtype(dtype: str) -> None:
@@ -121,10 +131,24 @@ def use_dtype(dtype: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a script's main function; what a user can mend ends in one line and exit status 1, not a traceback.
 
-    Ctrl-C ends in exit status 130, as a shell expects. TINYFT_DEBUG=1 shows the traceback after all.
+    Ctrl-C ends in exit status 130, as a shell expects. TINYFT_DEBUG=1 shows the traceback after all. Where mpirun has
+    started several ranks, an error on one of them ends them all, with one message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a character that a terminal lacks must not fail a run
+    try:
+        _run(main)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            parallel.end_job(leaving.code)
+        raise
+    except BaseException:
+        parallel.end_job(traceback.format_exc())
+        raise
+
+
+def _run(main: Callable[[], None]) -> None:
+    """As `run`, for one process."""
     try:
         main()
     except BrokenPipeError:  # the reader of the output has gone, as with `| head`
@@ -137,5 +161,5 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("TINYFT_DEBUG", "0") not in ("", "0"):
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(getattr(error, "exit_status", 130))

@@ -5,31 +5,28 @@
             save_model(model, tokenizer, folder)
 
 Target tokens are the positions whose target is not -100: the only ones that have a loss and are learned.
+
+Several processes can train one model: each is given its `ranks` (`ranks.py`) and runs this same loop on all the same
+batches, of which it computes its own rows. Without them all rows are its own.
 """
 
+import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from . import watch
 from .gpt2 import GPT2, needed_lengths
-from .losses import IGNORE
 from .optim import AdamW, cosine_with_warmup
+from .ranks import ALONE, Ranks
 from .tensor import no_grad
-
-
-class TrainingSet(Protocol):
-    """What can be trained on: `instructions.InstructionSet`, or anything else that makes batches."""
-
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-        """Indices of each batch of one epoch, (batch_size,) or fewer; shuffled if there is an rng."""
-
-    def collate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of one batch, (B, T) each, -100 where there is nothing to learn."""
+from .training_set import TrainingSet, count_targets, has_targets
 
 
 @dataclass(frozen=True)
@@ -38,29 +35,32 @@ class Settings:
 
     epochs: int = 2
     batch_size: int = 8
+    batch_tokens: int | None = None  # of a step at most, instead of batch_size entries
     micro_batch_size: int | None = None  # rows at a time; a batch is cut into these to save memory
     learning_rate: float = 5e-5
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.1
     beta2: float = 0.999  # memory of AdamW's second moment; 0.95 suits pretraining
     clip_norm: float | None = 1.0
+    moments: str = "float32"  # how AdamW keeps them: float32 or bfloat16
     max_steps: int | None = None  # stop there, whatever the epochs
     evaluate_every: int | None = None  # steps; four times an epoch if None
     patience: int = 4  # evaluations without a better validation loss before it stops; 0: never
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "micro_batch_size", "max_steps", "evaluate_every"):
+        for name in ("epochs", "batch_size", "batch_tokens", "micro_batch_size", "max_steps", "evaluate_every"):
             self._check(name, int, "an int of at least 1", lambda value: value >= 1)
         self._check("patience", int, "an int of at least 0", lambda value: value >= 0)
         for name in ("learning_rate", "clip_norm"):
             self._check(name, (int, float), "a finite float above 0", lambda value: 0 < value < math.inf)
         self._check("weight_decay", (int, float), "a finite float of at least 0", lambda value: 0 <= value < math.inf)
         self._check("warmup", (int, float), "a float from 0 to 1", lambda value: 0 <= value <= 1)
+        self._check("moments", str, "float32 or bfloat16", lambda value: value in ("float32", "bfloat16"))
         self._check("beta2", (int, float), "a float from 0 to below 1", lambda value: 0 <= value < 1)
 
     def _check(self, name: str, kind: type | tuple[type, ...], expected: str, fits: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
-        if value is None and name in ("micro_batch_size", "clip_norm", "max_steps", "evaluate_every"):
+        if value is None and name in ("batch_tokens", "micro_batch_size", "clip_norm", "max_steps", "evaluate_every"):
             return
         if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
             raise ValueError(f"Settings: {name} is {value!r}, expected {expected}")
@@ -81,6 +81,9 @@ class Progress:
     recent_losses: list[float] = field(default_factory=list)  # of the steps since then
     epoch_rng: dict = field(default_factory=dict)  # the generator before the epoch was shuffled
     now_rng: dict = field(default_factory=dict)  # the generator now
+    accumulated: int = 0  # micro-batches of the step to come that are done: their gradients are in the parameters
+    accumulated_loss: float = 0.0
+    accumulated_processed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,15 @@ class Started:
 
     steps: int
     steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """The gradients of one more micro-batch of a step; where a step is not cut in several, there are none of these."""
+
+    step: int  # to which they belong
+    done: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -118,127 +130,191 @@ class Evaluated:
     stop: bool
 
 
+@dataclass(frozen=True)
+class Noticed:
+    """A warning: the numbers of this step are not what they should be, and training goes on."""
+
+    step: int
+    text: str
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no longer a finite number."""
 
 
-def _count(targets: np.ndarray) -> int:
-    """The number of target tokens."""
-    return int((targets != IGNORE).sum())
-
-
-def has_targets(data: TrainingSet | None) -> bool:
-    """Whether there is a set, with at least one target token in it."""
-    return data is not None and any(_count(data.collate(indices)[1]) for indices in data.batches(1))
-
-
-def evaluate(model: GPT2, data: TrainingSet, batch_size: int) -> float:
-    """Mean loss over all target tokens of a set; NaN if it has none."""
+def evaluate(model: GPT2, data: TrainingSet, batch_size: int, ranks: Ranks = ALONE) -> float:
+    """Mean loss over all target tokens of a set; NaN if it has none. Several ranks share the batches out."""
     total, count = 0.0, 0
     with no_grad():
-        for indices in data.batches(batch_size):
+        for indices in data.batches(batch_size)[ranks.rank :: ranks.size]:
             inputs, targets = data.collate(indices)
             total += float(model.loss(inputs, targets, total=1).item())
-            count += _count(targets)
+            count += count_targets(targets)
+    total, count = ranks.sum(total, count)
     return total / count if count else math.nan
 
 
-def _learn(model: GPT2, data: TrainingSet, indices: np.ndarray, settings: Settings, rng) -> tuple[float, int, int]:
-    """Gradients of one batch, micro-batch by micro-batch; returns loss, target tokens and tokens processed.
+def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: TrainingSet | None, settings: Settings,
+          progress: Progress, rng: np.random.Generator, ranks: Ranks = ALONE) -> Iterator:
+    """Train, yielding Started, then Accumulated, Stepped, Noticed and Evaluated; `progress` is kept up to date.
 
-    Every micro-batch divides by the target tokens of the whole batch, so that the sum is the batch's mean loss.
+    Between two events model, optimizer and progress belong together and can be saved (after Accumulated, with the
+    parameters' gradients); called with them again, training goes on as if it had not been interrupted. A validation
+    set without target tokens is the same as none. Raises TrainingDiverged before a bad gradient can touch the weights.
+
+    ranks: every rank calls this with the same of all else, and gets the same events. A run may go on with another
+    number of them: with dropout its draws are others then, else only the last digits of its numbers.
     """
-    size = settings.micro_batch_size or len(indices)
-    parts = [data.collate(indices[i : i + size]) for i in range(0, len(indices), size)]
-    total = sum(_count(targets) for _, targets in parts)
-    loss, processed = 0.0, 0
-    for inputs, targets in parts:
-        part_loss = model.loss(inputs, targets, total=total, rng=rng)
-        loss += float(part_loss.item())
-        if not math.isfinite(loss):
-            break
-        part_loss.backward()
-        processed += int(needed_lengths(targets).sum())
-    return loss, total, processed
-
-
-def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: TrainingSet | None,
-          settings: Settings, progress: Progress, rng: np.random.Generator) -> Iterator:
-    """Train, yielding Started, then Stepped and Evaluated as they come; `progress` is kept up to date.
-
-    Between two events model, optimizer and progress belong together and can be saved; called with them
-    again, training goes on as if it had not been interrupted. A validation set without target tokens is the
-    same as none. Raises TrainingDiverged before a bad gradient can touch the weights.
-    """
-    steps_per_epoch = len(training.batches(settings.batch_size, np.random.default_rng(0)))  # whatever the order
-    if steps_per_epoch == 0:
-        raise ValueError("train: the training set is empty")
     if not has_targets(validation):
         validation = None
-    steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
-    every = settings.evaluate_every or math.ceil(steps_per_epoch / 4)
-    warmup = max(1, round(settings.warmup * steps))
-    yield Started(steps, steps_per_epoch)
+    ranks.check_same({"Settings": settings, "step": progress.step, "state of rng": rng.bit_generator.state})
+    loop = _Loop(model, optimizer, training, validation, settings, progress, rng, ranks)
+    yield Started(loop.steps, loop.steps_per_epoch)
     if progress.now_rng:
         rng.bit_generator.state = progress.now_rng
     progress.now_rng = rng.bit_generator.state
+    if event := loop.evaluate_if_due():
+        yield event
+    if validation is not None and 0 < settings.patience <= progress.evaluations_since_best:
+        return
+    while progress.step < loop.steps:
+        batches = loop.batches_of_epoch()
+        for indices in batches[progress.step_in_epoch : progress.step_in_epoch + loop.steps - progress.step]:
+            yield from loop.step(indices)
+            if event := loop.evaluate_if_due():
+                yield event
+                if event.stop:
+                    return
+        if progress.step_in_epoch >= loop.steps_per_epoch:
+            progress.epoch, progress.step_in_epoch, progress.epoch_rng = progress.epoch + 1, 0, {}
 
-    def evaluate_if_due() -> Evaluated | None:
+
+@dataclass
+class _Loop:
+    """What `train` was given, and the parts of its loop."""
+
+    model: GPT2
+    optimizer: AdamW
+    training: TrainingSet
+    validation: TrainingSet | None
+    settings: Settings
+    progress: Progress
+    rng: np.random.Generator
+    ranks: Ranks
+
+    def __post_init__(self):
+        self.steps_per_epoch = len(self._batches(np.random.default_rng(0)))
+        if self.steps_per_epoch == 0:
+            raise ValueError("train: the training set is empty")
+        self.steps = min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or sys.maxsize)
+
+    def _batches(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """The batches of an epoch, shuffled."""
+        if self.settings.batch_tokens is None:
+            return self.training.batches(self.settings.batch_size, rng)
+        return self.training.batches(self.settings.batch_size, rng, batch_tokens=self.settings.batch_tokens)
+
+    def batches_of_epoch(self) -> list[np.ndarray]:
+        """The shuffled batches of the epoch that is due; on resuming, the very same again."""
+        progress, rng = self.progress, self.rng
+        if progress.epoch_rng:
+            rng.bit_generator.state = progress.epoch_rng
+            batches = self._batches(rng)
+            rng.bit_generator.state = progress.now_rng
+            return batches
+        progress.epoch_rng = rng.bit_generator.state
+        batches = self._batches(rng)
+        progress.now_rng = rng.bit_generator.state
+        return batches
+
+    def evaluate_if_due(self) -> Evaluated | None:
         """The evaluation of the step just made, if one is due and not made before an interruption.
 
         Step 0 is the untuned model: what doesn't get better than that is not worth keeping.
         """
-        due = progress.step % every == 0 or progress.step == steps
-        if validation is None or not due or progress.evaluated_step == progress.step:
+        step = self.progress.step
+        every = self.settings.evaluate_every or math.ceil(self.steps_per_epoch / 4)
+        due = step % every == 0 or step == self.steps
+        if not due or self.progress.evaluated_step == step:
             return None
-        loss = evaluate(model, validation, settings.batch_size)
+        self.ranks.check_weights(self.optimizer.parameters, step)
+        if self.validation is None:
+            return None
+        loss = evaluate(self.model, self.validation, self.settings.batch_size, self.ranks)
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"the validation loss is {loss} after step {progress.step}; "
-                                   "try a lower --learning-rate, or look for odd entries in the data")
-        return _update_best(loss, progress.step / steps_per_epoch, settings, progress)
+            all_rows = np.concatenate(self.validation.batches(self.settings.batch_size))
+            raise TrainingDiverged(f"the validation loss is {loss} after step {step}: "
+                                   + self._why_not_finite(self.validation, all_rows, None, "validation set"))
+        return _update_best(loss, step / self.steps_per_epoch, self.settings, self.progress)
 
-    if event := evaluate_if_due():
-        yield event
-    if validation is not None and 0 < settings.patience <= progress.evaluations_since_best:
-        return
-    while progress.step < steps:
-        batches = _epoch_batches(training, settings, progress, rng)
-        for indices in batches[progress.step_in_epoch : progress.step_in_epoch + steps - progress.step]:
-            begin = time.perf_counter()
-            loss, tokens, processed = _learn(model, training, indices, settings, rng)
-            learning_rate = cosine_with_warmup(progress.step, steps, peak=settings.learning_rate, warmup=warmup,
-                                               floor=0.1 * settings.learning_rate)
-            norm = optimizer.step(learning_rate, max_norm=settings.clip_norm) if math.isfinite(loss) else loss
-            if not math.isfinite(norm):
-                what = "loss" if not math.isfinite(loss) else "gradient norm"
-                raise TrainingDiverged(
-                    f"the {what} is {norm} at step {progress.step + 1} (epoch {progress.epoch + 1}, learning rate "
-                    f"{learning_rate:.2g}); try a lower --learning-rate, or look for odd entries in the data"
-                )
-            progress.step += 1
-            progress.step_in_epoch += 1
-            progress.tokens += tokens
-            progress.now_rng = rng.bit_generator.state
-            progress.recent_losses.append(loss)
-            yield Stepped(progress.step, progress.step / steps_per_epoch, loss, learning_rate, norm, tokens,
-                          processed, time.perf_counter() - begin)
-            if event := evaluate_if_due():
-                yield event
-                if event.stop:
-                    return
-        if progress.step_in_epoch >= steps_per_epoch:
-            progress.epoch, progress.step_in_epoch, progress.epoch_rng = progress.epoch + 1, 0, {}
+    def step(self, indices: np.ndarray) -> Iterator:
+        """One optimizer step on a batch, with its events."""
+        begin = time.perf_counter()
+        settings, progress = self.settings, self.progress
+        loss, tokens, processed = yield from self._learn(indices)
+        warmup = max(1, round(settings.warmup * self.steps))
+        learning_rate = cosine_with_warmup(progress.step, self.steps, peak=settings.learning_rate, warmup=warmup,
+                                           floor=0.1 * settings.learning_rate)
+        warning = None
+        if progress.step == 0:
+            warning = watch.check_start(loss, self.model.config.vocab_size)
+        elif progress.step == 2:  # LoRA's A has no gradient before B, which is zero at first, has been updated
+            warning = watch.check_gradients(self.optimizer)
+        norm = self.optimizer.step(learning_rate, max_norm=settings.clip_norm) if math.isfinite(loss) else loss
+        if not math.isfinite(norm):
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            before = copy.deepcopy(self.rng)
+            before.bit_generator.state = progress.now_rng
+            raise TrainingDiverged(f"the {what} is {norm} at step {progress.step + 1} (epoch {progress.epoch + 1}, "
+                                   f"learning rate {learning_rate:.2g}): "
+                                   + self._why_not_finite(self.training, indices, before, "training set"))
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.tokens += tokens
+        progress.now_rng = self.rng.bit_generator.state
+        progress.accumulated, progress.accumulated_loss, progress.accumulated_processed = 0, 0.0, 0
+        progress.recent_losses.append(loss)
+        yield Stepped(progress.step, progress.step / self.steps_per_epoch, loss, learning_rate, norm, tokens, processed,
+                      time.perf_counter() - begin)
+        if warning:
+            yield Noticed(progress.step, warning)
 
+    def _learn(self, indices: np.ndarray) -> Generator:
+        """Gradients of one batch, micro-batch by micro-batch; returns loss, target tokens and tokens processed.
 
-def _epoch_batches(training: TrainingSet, settings: Settings, progress: Progress, rng) -> list[np.ndarray]:
-    """The epoch's shuffled batches; on resuming, the very same again."""
-    if progress.epoch_rng:
-        rng.bit_generator.state = progress.epoch_rng
-        batches = training.batches(settings.batch_size, rng)
-        rng.bit_generator.state = progress.now_rng
-        return batches
-    progress.epoch_rng = rng.bit_generator.state
-    return training.batches(settings.batch_size, rng)
+        Every micro-batch divides by the target tokens of the whole batch, so that the sum is the batch's mean loss.
+        Each rank has the whole batch before it, counts all its targets and computes its own rows; all is added up at
+        the end. Yields Accumulated between two micro-batches, but not where ranks would have to add up for it.
+        """
+        model, progress, ranks = self.model, self.progress, self.ranks
+        inputs, targets = self.training.collate(indices)
+        total, size = count_targets(targets), self.settings.micro_batch_size or len(indices)
+        left = np.arange((done := progress.accumulated) * size, len(indices))
+        own = left[ranks.share(needed_lengths(targets[left]))]
+        parts = [own[i : i + size] for i in range(0, len(own), size)]
+        # What was done before an interruption counts once: the first rank has its gradients, too.
+        loss, processed = (progress.accumulated_loss, progress.accumulated_processed) if ranks.is_first else (0.0, 0)
+        draws = ranks.generator(self.rng, progress.step)
+        for i, rows in enumerate(parts, start=1):
+            if i == len(parts):  # a block's gradients are complete as soon as this backward pass has formed them
+                ranks.begin_sums(model, self.optimizer.parameters)
+            part_loss = model.loss(inputs[rows], targets[rows], total=total, rng=draws)
+            loss += float(part_loss.item())
+            if not math.isfinite(loss):
+                break
+            part_loss.backward()
+            processed += int(needed_lengths(targets[rows]).sum())
+            if i < len(parts) and ranks.size == 1:
+                progress.accumulated, progress.accumulated_loss = done + i, loss
+                progress.accumulated_processed, progress.now_rng = processed, self.rng.bit_generator.state
+                yield Accumulated(progress.step + 1, done + i, done + len(parts))
+        ranks.finish_sums(model, self.optimizer.parameters)
+        loss, processed = ranks.sum(loss, processed)
+        return loss, total, processed
+
+    def _why_not_finite(self, data: TrainingSet, indices: np.ndarray, rng, of: str) -> str:
+        """The reason, as the first rank finds it."""
+        return self.ranks.first(partial(watch.explain_not_finite, of=of), self.model, data, indices, self.settings, rng)
 
 
 def _update_best(loss: float, epoch: float, settings: Settings, progress: Progress) -> Evaluated:
