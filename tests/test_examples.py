@@ -58,7 +58,7 @@ def test_finetune_leaves_a_model_and_replies(tuned):
                                                                               entry.output)
         prompt = encode_prompt(entry.turns[:-1], PROMPT_STYLES["alpaca"], tokenizer)
         assert record["model_response"] == reply(model, tokenizer, prompt, max_new_tokens=3)
-    assert not (folder / "training_state.safetensors").exists()
+    assert not (folder / "checkpoints").exists()
     assert not [path for path in folder.rglob("*.part")]
 
 
@@ -216,7 +216,7 @@ def test_finetune_resume_without_a_state_is_refused_before_any_work(model_folder
     result = example("finetune_alpaca.py", "--model", model_folder, "--data", data, "--output-dir", "none",
                      "--resume", *SHORT, cwd=tmp_path)
     line = error_line(result)
-    assert "nothing to resume" in line and "training_state.safetensors is missing" in line
+    assert "nothing to resume" in line and "checkpoints has no step-*.safetensors" in line
     assert "replies before" not in result.stderr, "the replies before are not needed to see that"
     assert not (tmp_path / "none").exists()
 
@@ -356,3 +356,97 @@ def test_compare_runs_refuses_what_is_no_run(tmp_path, text, expected):
     result = example("compare_runs.py", tmp_path, cwd=tmp_path)
     assert result.returncode != 0
     assert expected in error_line(result)
+
+
+def write_run(folder: Path, losses: list[float], shift: float = 0.0) -> Path:
+    """The metrics of a run: a loss at each step, and each looked at as well, a little higher."""
+    folder.mkdir(parents=True)
+    events = [{"kind": kind, "step": step, "loss": loss + shift + 0.5 * (kind == "evaluation")}
+              for step, loss in enumerate(losses, 1) for kind in ("step", "evaluation", "notice")]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch, capsys):
+    """f(*arguments) -> axes and what is printed: compare_runs.py, with its figure looked at and not its pixels."""
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed, and plots need it")
+    saved = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: (saved.append(self), path.write_bytes(b"!")))
+
+    def draw(*arguments):
+        script = runpy.run_path(str(EXAMPLES / "compare_runs.py"))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["compare_runs.py", *map(str, arguments)])
+        script["main"]()
+        return saved[-1].axes[0], capsys.readouterr().out
+
+    return draw
+
+
+def bands(axes) -> list[tuple[float, float]]:
+    """Lower and upper edge of each band at its first step."""
+    edges = []
+    for band in axes.collections:
+        corners = band.get_paths()[0].vertices
+        first = corners[corners[:, 0] == corners[:, 0].min(), 1]
+        edges.append((first.min(), first.max()))
+    return edges
+
+
+def test_compare_runs_draws_a_setting_of_three_runs_as_mean_and_deviation(tmp_path, drawn):
+    for name, losses in (("a", [1.0, 3.0, 2.0]), ("b", [2.0, 3.0]), ("c", [6.0, 3.0, 2.5])):
+        write_run(tmp_path / name, losses)
+    axes, out = drawn("lora=a,b,c", "c")
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["training, lora (mean ± s.d. of 3 runs)", "validation, lora (mean ± s.d. of 3 runs)",
+                      "training, c", "validation, c"]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]] * 2 + [[1, 2, 3]] * 2, "up to the shortest"
+    assert list(axes.lines[0].get_ydata()) == [3.0, 3.0] and list(axes.lines[1].get_ydata()) == [3.5, 3.5]
+    deviation = np.std([1, 2, 6], ddof=1)
+    np.testing.assert_allclose(bands(axes), [(3 - deviation, 3 + deviation), (3.5 - deviation, 3.5 + deviation)])
+    assert "lora, b: best validation loss 2.5000 at step 1 of 2\n" in out
+    assert "\nc: best validation loss 3.0000 at step 3 of 3\n" in out
+    assert re.search(r"^lora +3 +2\.3333 ± 0\.7638 +1\.5000 +3\.0000$", out, re.MULTILINE)
+    assert re.search(r"^c +1 +3\.0000 +3\.0000 +3\.0000$", out, re.MULTILINE)
+
+
+def test_compare_runs_draws_two_runs_as_the_edges_of_a_band(tmp_path, drawn):
+    write_run(tmp_path / "a", [1.0, 3.0])
+    write_run(tmp_path / "b", [2.0, 3.0])
+    axes, out = drawn("lora=a,b")
+    assert axes.lines[0].get_label() == "training, lora (mean, band: both runs)"
+    assert bands(axes) == [(1.0, 2.0), (1.5, 2.5)] and list(axes.lines[0].get_ydata()) == [1.5, 3.0]
+    assert re.search(r"^lora +2 +2\.0000 ± 0\.7071 ", out, re.MULTILINE)
+
+
+def test_compare_runs_joins_the_steps_of_runs_that_have_others(tmp_path, drawn):
+    write_run(tmp_path / "a", [1.0, 2.0, 3.0, 4.0, 5.0])
+    folder = write_run(tmp_path / "b", [])
+    events = [{"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 3.0), (3, 5.0), (5, 3.0))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    axes, out = drawn("lora=a,b")
+    assert list(axes.lines[0].get_ydata()) == [2.0, 3.0, 4.0, 4.0, 4.0] and len(axes.lines) == 1
+    assert re.search(r"^lora +1 +1\.5000 +1\.5000 +1\.5000$", out, re.MULTILINE), "b was never validated"
+
+
+def test_compare_runs_takes_a_folder_with_an_equals_sign_as_a_run(tmp_path, drawn):
+    write_run(tmp_path / "runs" / "rate=1e-3", [2.0, 1.0])
+    axes, out = drawn("runs/rate=1e-3")
+    assert out.startswith("runs/rate=1e-3: best validation loss 1.5000 at step 2 of 2\n") and "setting" not in out
+    assert [line.get_label() for line in axes.lines] == ["training, runs/rate=1e-3", "validation, runs/rate=1e-3"]
+    assert not axes.collections
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["lora="], "'lora=': expected NAME=RUN,RUN,..., with a name and folders"),
+    (["lora=a,,a"], "expected NAME=RUN,RUN"), (["=a"], "expected NAME=RUN,RUN"),
+    (["lora=a,a"], "a run is given twice"), (["lora=a", "lora=b"], "the name 'lora' is given twice"),
+    (["lora=a,missing"], "missing/metrics.jsonl is missing"),
+])
+def test_compare_runs_refuses_settings_that_are_none(tmp_path, monkeypatch, arguments, expected):
+    for name in "ab":
+        write_run(tmp_path / name, [1.0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        runpy.run_path(str(EXAMPLES / "compare_runs.py"))["read_settings"](arguments)
