@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: E402
     serving,
     starting,
     training,
+    tuning,
 )
 from benchmarks.timing import Table  # noqa: E402
 
@@ -37,15 +38,18 @@ from tinyft import cli  # noqa: E402
 from tinyft.files import write_json  # noqa: E402
 from tinyft.memory import keep_freed_memory  # noqa: E402
 
-PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "evaluate", "step", "account", "busy", "start")
+PARTS = ("matmul", "kernels", "loss", "decode", "serve", "quality", "evaluate", "step", "tuning", "account", "busy",
+         "start")
 CHARTED = ("matmul", "step", "decode")
-PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python", "lm-eval")
+PACKAGES = ("numpy", "numba", "torch", "transformers", "llms-from-scratch", "jax", "llama-cpp-python", "lm-eval",
+            "peft")
 EXAMPLES = """\
   python examples/benchmark.py
   python examples/benchmark.py --only loss --only step
   python examples/benchmark.py --only account             where every millisecond of a step goes
   python examples/benchmark.py --only decode --only serve     writing, and writing over HTTP
   python examples/benchmark.py --only evaluate            questions in lm-eval's harness
+  python examples/benchmark.py --only tuning              adapters and large models, beside peft; takes long
   python examples/benchmark.py --only busy                how steps fare beside other programs
   python examples/benchmark.py --json numbers.json --chart chart.png
   python examples/benchmark.py --from numbers.json --chart chart.png
@@ -131,6 +135,8 @@ def run_part(part: str, table: Table, limits: dict[str, float], torch, options, 
         evaluating.measure(table, options.without_torch, threads)
     elif part == "step":
         training.measure(table, options.without_torch, threads)
+    elif part == "tuning":
+        tuning.measure(table, options.without_torch, threads)
     elif part == "account":
         account.measure(table, limits, threads)
     elif part == "busy":

@@ -71,7 +71,8 @@ class InstructionSet:
             raise ValueError(f"end_marker is {end_marker!r}, expected one of {', '.join(END_MARKER_CHOICES)}")
         self.style = find_style(tokenizer, prompt_style)
         self.padding, self.mask_prompt, self.max_length = tokenizer.eot_token, mask_prompt, max_length
-        self.examples, self.dropped, self.reasons, self.cut, self.end_markers = [], [], Counter(), 0, 0
+        self.examples, self.asked = [], []
+        self.dropped, self.reasons, self.cut, self.end_markers = [], Counter(), 0, 0
         for i, entry in enumerate(entries):
             without = handle_end_markers(entry, self.style, tokenizer, keep=end_marker == "keep")
             if without is not entry:
@@ -87,6 +88,7 @@ class InstructionSet:
             reason = _why_not(entry, example, max_length)
             if reason is None:
                 self.examples.append(example)
+                self.asked.append(entry.instruction)
                 self.cut += len(example.ids) - 1 > max_length
             else:
                 self.dropped.append(i)
@@ -102,13 +104,38 @@ class InstructionSet:
             digest.update(f"{len(example.ids)}".encode() + example.ids.tobytes() + example.learned.tobytes())
         return digest.hexdigest()[:16]
 
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+    def describe(self, index: int) -> str:
+        """A row in a few words, by which a person finds its entry."""
+        return f"asks {self.asked[index][:40]!r}"
+
+    def lengths(self) -> np.ndarray:
+        """How many tokens of each row are computed, those up to its last target: (n,)."""
+        return np.array([self._length(example) for example in self.examples], np.int64)
+
+    def _length(self, example: Example) -> int:
+        n = min(len(example.ids) - 1, self.max_length)
+        return int(np.flatnonzero(example.learned[1 : n + 1])[-1]) + 1 if self.mask_prompt else n
+
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None,
+                batch_tokens: int | None = None) -> list[np.ndarray]:
         """Indices of each batch of one epoch; shuffled if there is an rng, else in order.
 
         Shuffled entries are sorted by length within buckets of 32 batches, so that a batch has rows of similar
         length, and the batches are shuffled again.
+
+        batch_tokens: put as many rows together as have so many tokens at most (see `lengths`), whatever batch_size
+        says; a row with more is a batch of its own. All entries are sorted by length then, those of one length in
+        another order each time: cut anywhere else, the number of batches would depend on the order, and with it how
+        many steps there are.
         """
         order = np.arange(len(self))
+        if batch_tokens is not None:
+            lengths = self.lengths()
+            if rng is not None:
+                rng.shuffle(order)
+                order = order[np.argsort(lengths[order], kind="stable")]
+            batches = cut_by_tokens(order, lengths[order], batch_tokens)
+            return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
         if rng is None:
             return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         rng.shuffle(order)
@@ -120,10 +147,30 @@ class InstructionSet:
             batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    def longest_rows(self, count: int) -> np.ndarray:
+        """Indices of so many of the longest rows, or of all, the longest first: to see what a step may take."""
+        return np.argsort(-self.lengths(), kind="stable")[:count]
+
     def collate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (B, T) of one batch."""
         return collate([self.examples[i] for i in indices], self.padding,
                        max_length=self.max_length, mask_prompt=self.mask_prompt)
+
+
+def cut_by_tokens(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut an order of rows into batches, each as long as its rows have `budget` tokens at most; one row at least.
+
+    lengths: of the rows in this order.
+    """
+    if budget < 1:
+        raise ValueError(f"batches: batch_tokens is {budget}, expected at least 1")
+    cuts, so_far = [], 0
+    for i, length in enumerate(lengths.tolist()):
+        so_far += length
+        if so_far > budget and i:
+            cuts.append(i)
+            so_far = length
+    return np.split(order, cuts) if len(order) else []
 
 
 def _why_not(entry: Entry, example: Example, max_length: int) -> str | None:
@@ -148,10 +195,15 @@ def handle_end_markers(entry: Entry, style: Style, tokenizer: Tokenizer, *, keep
     foreign = [marker for marker in markers if tokenizer.token_id(marker) is None]
 
     def handled(text: str) -> str:
-        stripped = text
-        while (marker := next((m for m in markers if m and stripped.rstrip().endswith(m)), None)) is not None:
-            stripped = stripped.rstrip().removesuffix(marker).rstrip()
-        text = stripped if not keep else text
+        last, found = len(text), False  # moved from the end, not cut off each time: there can be very many
+        while True:
+            while last and text[last - 1].isspace():
+                last -= 1
+            marker = next((m for m in markers if m and text.endswith(m, 0, last)), None)
+            if marker is None:
+                break
+            last, found = last - len(marker), True
+        text = text[:last] if found and not keep else text
         for marker in foreign:
             text = text.replace(marker, end)
         return text

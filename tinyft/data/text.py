@@ -13,8 +13,16 @@ class TextSet:
     def __init__(self, ids: np.ndarray, context: int):
         self.ids, self.context = ids, context
 
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-        """Starts of the blocks of each batch; shuffled, and cut at other places in each epoch, if there is an rng."""
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None,
+                batch_tokens: int | None = None) -> list[np.ndarray]:
+        """Starts of the blocks of each batch; shuffled, and cut at other places in each epoch, if there is an rng.
+
+        batch_tokens: as many blocks as have so many tokens at most, one at least, whatever batch_size says.
+        """
+        if batch_tokens is not None:
+            if batch_tokens < 1:
+                raise ValueError(f"batches: batch_tokens is {batch_tokens}, expected at least 1")
+            batch_size = max(1, batch_tokens // self.context)
         if rng is None:
             starts = np.arange(0, len(self.ids) - self.context, self.context)
             return [starts[i : i + batch_size] for i in range(0, len(starts), batch_size)]
@@ -23,6 +31,14 @@ class TextSet:
         # A last, smaller batch is left out, so that all epochs have the same number.
         count = max(1, (len(self.ids) // self.context - 2) // batch_size)
         return [starts[i : i + batch_size] for i in range(0, count * batch_size, batch_size) if i < len(starts)]
+
+    def describe(self, start: int) -> str:
+        """A block in a few words, by which a person finds it."""
+        return f"tokens {start} to {start + self.context}"
+
+    def longest_rows(self, count: int) -> np.ndarray:
+        """Starts of so many blocks, which are all of one length: to see what a step may take."""
+        return np.arange(0, len(self.ids) - self.context, self.context)[:count]
 
     def fingerprint(self) -> str:
         """A short hash of the tokens and how they are cut."""
