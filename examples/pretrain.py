@@ -23,6 +23,7 @@ from tinyft.checkpoint import model_fingerprint
 from tinyft.data.text import TextSet, encode_documents
 from tinyft.files import read_text
 from tinyft.hub import find_model
+from tinyft.parallel import connect
 from tinyft.run import claim_output
 from tinyft.tokenizer import Tokenizer
 
@@ -84,6 +85,7 @@ def start(options, rng: np.random.Generator) -> tuple[GPT2, Tokenizer]:
 
 def main() -> None:
     """Read, encode, train."""
+    ranks = connect()
     options = parse_arguments()
     threads = cli.use_threads(options.threads)
     cli.use_dtype(options.dtype)
@@ -102,7 +104,7 @@ def main() -> None:
         raise ValueError("--context 1: a model must see at least 2 tokens")
     if not 0 < len(prompt) < context:
         raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
-    claim_output(options.output_dir, options.resume, options.overwrite, options.model)
+    ranks.first(claim_output, options.output_dir, options.resume, options.overwrite, options.model)
     print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
     learning_rate = options.learning_rate or (2e-4 * (768 / model.config.n_embd) ** 0.5 if options.model else 2e-3)
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,
@@ -114,12 +116,12 @@ def main() -> None:
                      rng=np.random.default_rng(0))
         report.say(f"    {options.prompt} {' '.join(text.split())}")
 
-    warm_up()
+    ranks.in_turn(warm_up)
     training, validation = TextSet(ids[:-held_out], context), TextSet(ids[-held_out:], context)
     identity = {"seed": options.seed, "dtype": options.dtype, "fingerprint of --model": model_fingerprint(model),
                 "corpus": training.fingerprint()}
     fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
-        identity=identity, on_evaluation=show_sample,
+        identity=identity, on_evaluation=show_sample, ranks=ranks,
         title=f"pretraining, {model.n_parameters() / 1e6:.1f} M parameters")
     print(f"saved the model to {options.output_dir / 'model'}, the losses to {options.output_dir / 'loss.png'}")
 

@@ -8,22 +8,20 @@ Reading order:
   nn.py, gpt2.py   layers, and GPT-2 made of them
   tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
   data/            from files of any kind to entries, conversations as text, batches with masks
-  optim.py, train.py              AdamW and the training loop
+  optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: numbers that lie;
+                   ranks.py, parallel.py: several processes that train together
+  lora.py, compact.py             adapters beside frozen matrices, and these in 16 or 8 bits
   inference/       replies to one prompt or many, how likely texts are, a server; scoring.py: how good replies are
   checkpoint.py    model folders that other tools read, with model_config.py, weight_names.py,
-                   safetensors_file.py, hub.py, files.py
-  run.py, report.py, progress.py, memory.py   a whole run: the loop, what a person sees of it, the files it leaves
+                   safetensors_file.py, hub.py, files.py; adapters.py: those that hold an adapter alone
+  run.py, report.py, progress.py  a whole run: the loop, what a person sees of it, the files it leaves; state.py: how
+                   it goes on after a crash; memory.py: whether it fits
   cli.py           what the scripts in examples/ share
   kernels/         the arithmetic, compiled by Numba: start with matmul.py
 """
 
-from .checkpoint import (
-    load_model,
-    load_model_and_tokenizer,
-    load_training_state,
-    save_model,
-    save_training_state,
-)
+from .adapters import load_adapter, load_model_and_tokenizer, save_adapter
+from .checkpoint import load_model, save_model
 from .data.entries import Entry, Turn
 from .data.instructions import InstructionSet, collate, split
 from .data.readers import read_entries, read_with_account
@@ -35,16 +33,20 @@ from .inference.generate import generate
 from .inference.replies import ask, reply, reply_all
 from .inference.sampling import Sampling
 from .inference.text import stream_text
+from .lora import LoraConfig, add_lora, merge_lora
 from .optim import AdamW, cosine_with_warmup
 from .run import delete_state, fit, warm_up
+from .state import load_state, save_state
 from .tensor import Tensor, no_grad, op
 from .tokenizer_files import load_tokenizer, save_tokenizer
 from .train import Progress, Settings, evaluate, train
+from .version import VERSION as __version__
 
 __all__ = [
-    "AdamW", "Engine", "Entry", "GPT2", "GPT2Config", "InstructionSet", "Progress", "Sampling", "Settings", "Tensor",
-    "Turn", "ask", "cli", "collate", "cosine_with_warmup", "delete_state", "evaluate", "fit", "generate", "gradcheck",
-    "load_engine", "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_training_state", "no_grad", "op",
-    "parse_columns", "read_entries", "read_with_account", "reply", "reply_all", "save_model", "save_tokenizer",
-    "save_training_state", "split", "stream_text", "train", "warm_up",
+    "AdamW", "Engine", "Entry", "GPT2", "GPT2Config", "InstructionSet", "LoraConfig", "Progress", "Sampling",
+    "Settings", "Tensor", "Turn", "__version__", "add_lora", "ask", "cli", "collate", "cosine_with_warmup",
+    "delete_state", "evaluate", "fit", "generate", "gradcheck", "load_adapter", "load_engine", "load_model",
+    "load_model_and_tokenizer", "load_state", "load_tokenizer", "merge_lora", "no_grad", "op", "parse_columns",
+    "read_entries", "read_with_account", "reply", "reply_all", "save_adapter", "save_model", "save_state",
+    "save_tokenizer", "split", "stream_text", "train", "warm_up",
 ]
