@@ -1,6 +1,7 @@
 """What all tests share: generators of random numbers, threads put back, fresh interpreters."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ ROOT = Path(tinyft.__file__).resolve().parent.parent
 settings.register_profile("tinyft", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("tinyft")
 
+
+# A shell that runs something in the background has Ctrl-C ignored there, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMPILE = """
 import numpy as np

@@ -90,6 +90,8 @@ class Fuzzer:
         def alarm(*_) -> None:
             raise TooLong
 
+        for name, made in self.formats.items():  # modules that are imported and kernels that are compiled count once
+            made.read(self.folder_of(name))
         sys.addaudithook(self.watch)
         signal.signal(signal.SIGALRM, alarm)
         size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10

@@ -336,7 +336,7 @@ def _adapter(folder: Path) -> Format:
     from tinyft.lora import LoraConfig, add_lora
 
     with contextlib.suppress(ImportError):
-        import huggingface_hub  # noqa: F401 - it starts a program when it is imported
+        from huggingface_hub import snapshot_download  # noqa: F401 - it starts a program when it is imported
     write_tokenizer(folder / "tokenizer", [])
     tokenizer = load_tokenizer(folder / "tokenizer")
     model = make_model(**SHAPE | {"vocab_size": 257, "n_layer": 1})

@@ -191,7 +191,7 @@ def test_replies_to_a_file_of_prompts(model_folder, loaded, tmp_path):
     ("Say word.", "line 2: no JSON"),
     ("[1]", "line 2: [1], expected a text, or an object"),
     ('{"text": "x"}', "line 2: the keys are 'text', expected a text, or an object"),
-    ('{"instruction": ""}', "line 2: 'instruction' is \"\", expected a text"),
+    ('{"instruction": ""}', "line 2: 'instruction' is '', expected a text"),
     ('{"messages": []}', "line 2: 'messages' is no list of messages"),
     ('{"messages": [{"content": "x"}]}', "line 2: a message has no role"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 2: the last message is the assistant's"),

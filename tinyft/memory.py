@@ -197,12 +197,12 @@ class Estimate:
         def mb(size):
             return f"{size / 1e6:,.0f} MB"
 
-        replies = f", and a copy of the weights for replies ({mb(self.replies)})" if self.replies else ""
+        replies = f", a copy of the weights for replies {mb(self.replies)}" if self.replies else ""
         return [f"about {mb(self.total)}: weights {mb(self.weights)}, moments {mb(self.moments)}, program "
-                f"{mb(self.program)},",
-                f"and what comes and goes: gradients ({mb(self.gradients)}), activations of {self.tokens:,} tokens "
-                f"({mb(self.activations)}),",
-                f"logits with their part of the gradients ({mb(self.logits)}){replies}"]
+                f"{mb(self.program)}",
+                f"and what comes and goes: gradients {mb(self.gradients)}, activations of {self.tokens:,} tokens "
+                f"{mb(self.activations)}",
+                f"logits with their part of the gradients {mb(self.logits)}{replies}"]
 
 
 def _kept_by_block(block: Block, heads: int, flows: bool) -> tuple[float, float, bool]:
