@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ os.environ["NUMBA_THREADING_LAYER"] = "workqueue"  # OpenMP's threads don't surv
 os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import numpy as np
+from numba.np.ufunc import parallel
 from tiny import TOKENIZER, make_entries, make_model, make_set
 
 import tinyft.adapters
@@ -286,11 +288,17 @@ def chain(variant: Variant, base: Path, folder: Path, expected, seconds: float, 
     counts["runs"] += 1
 
 
+def share_no_lock() -> None:
+    """Numba has one lock for all processes that are forked: one that is killed holding it would stop all others."""
+    parallel._backend_init_process_lock = threading.RLock()
+
+
 def prepare(work: Path) -> tuple[Path, dict[str, tuple]]:
     """The base model that adapters belong to; and of every variant what an undisturbed run leaves, and its seconds."""
     base, expected = work / "base", {}
     save_model(make_model(n_positions=64), TOKENIZER, base)
     tinyft.report.plot_losses = lambda events, path, title: write_text(path, "a plot")  # matplotlib takes a second
+    share_no_lock()
     warm_up()
     mark_saves()
     for name, variant in VARIANTS.items():

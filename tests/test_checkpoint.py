@@ -18,6 +18,7 @@ from tinyft import (
     save_model,
 )
 from tinyft.files import NotWritable
+from tinyft.lora import LoraConfig, add_lora
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +368,13 @@ def test_a_folder_that_cannot_be_written(tmp_path, tokenizer, below):
     message = refusal(save_model, make_model(), tokenizer, tmp_path / "file" / below)
     assert str(tmp_path / "file") in message and "cannot write there" in message
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_model_with_adapters_on_it_is_no_model_folder(tmp_path, tokenizer):
+    model = make_model()
+    add_lora(model, LoraConfig(rank=2), np.random.default_rng(0))
+    message = refusal(save_model, model, tokenizer, tmp_path / "model")
+    assert "merge_lora(model) first" in message and not (tmp_path / "model").exists()
 
 
 def fail_while_saving(monkeypatch, name="write_tensors"):

@@ -349,6 +349,13 @@ def test_a_kill_between_two_renames_is_mended(tmp_path):
     assert tree(tmp_path) == {"model/config": "old"} and names(tmp_path) == ["model"]
 
 
+def test_a_folder_is_mended_before_it_is_replaced(tmp_path):
+    write_folder(tmp_path / ".model.old", config="old", notes="mine")
+    with replacing_folder(tmp_path / "model", ["config"]) as beside:
+        write_folder(beside, config="new")
+    assert tree(tmp_path) == {"model/config": "new", "model/notes": "mine"} and names(tmp_path) == ["model"]
+
+
 def test_new_files_are_flushed_before_they_get_their_name(tmp_path, monkeypatch):
     """Or a machine that stops could leave a folder of empty files."""
     path, done = write_folder(tmp_path / "model", config="old"), []

@@ -359,8 +359,9 @@ class Second(Ranks):
 
 def test_other_ranks_than_the_first_write_and_say_nothing(tmp_path, capsys):
     model = make_model()
-    settings = Settings(batch_size=4, max_steps=2)
-    fit(model, TOKENIZER, make_set(make_entries(12)), None, settings, np.random.default_rng(0), tmp_path,
+    settings = Settings(batch_size=2, max_steps=2)
+    entries = make_entries(15)
+    fit(model, TOKENIZER, make_set(entries[:12]), make_set(entries[12:]), settings, np.random.default_rng(0), tmp_path,
         ranks=Second(), state_minutes=0, on_evaluation=lambda report: report.nothing)
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
@@ -408,6 +409,17 @@ def test_every_file_of_a_run_marks_its_folder(tmp_path, name):
         claim_output(tmp_path, resume=False, overwrite=False)
     assert claim_output(tmp_path, resume=False, overwrite=True) == tmp_path
     assert not (tmp_path / name).exists()
+
+
+def test_the_states_of_a_run_mark_its_folder(tmp_path):
+    fit_few(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run \(.*checkpoints.*\); go on with it \(--resume\), replace it"):
+        claim_output(tmp_path, resume=False, overwrite=False)
+    assert claim_output(tmp_path, resume=True, overwrite=False) == tmp_path and find_states(tmp_path)
+    claim_output(tmp_path, resume=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model") == []
+    with pytest.raises(ValueError, match="--resume: .*checkpoints has no step-.*nothing to resume"):
+        claim_output(tmp_path, resume=True, overwrite=False)
 
 
 def test_peak_where_the_system_leaves_it_out(monkeypatch):
