@@ -7,7 +7,6 @@ with the model's reply, for you to review), scores.json, metrics.jsonl, loss.png
 """
 
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from finetuning import data, results
 from finetuning.options import lora_config, parse_arguments
 
 from tinyft import GPT2, Settings, add_lora, cli, delete_state, fit, load_model_and_tokenizer, save_model, warm_up
-from tinyft.checkpoint import model_fingerprint
 from tinyft.compact import compact
 from tinyft.data.instructions import handle_end_markers
 from tinyft.data.prompts import encode_prompt, find_style, with_style
@@ -66,7 +64,7 @@ def memory_needed(options, model: GPT2, settings: Settings, training_set, tests)
     """What the run will take."""
     rows = settings.batch_size
     if settings.batch_tokens is not None:
-        rows = min(len(training_set), max(1, settings.batch_tokens // 8))
+        rows = max(1, settings.batch_tokens // int(training_set.lengths().max()))
     rows = min(rows, settings.micro_batch_size or rows)
     shares = not model.draws_dropout(np.random.default_rng())
     tokens, targets = longest_batch(training_set, rows, batch_tokens=settings.batch_tokens, share=shares)
@@ -128,7 +126,7 @@ def main() -> None:
     entries, account, training, validation, tests = data.read_all(options, rng)
     folder = find_model(options.model)
     model, tokenizer = load_model_and_tokenizer(folder)
-    context, base = model.config.n_positions, model_fingerprint(model)
+    context = model.config.n_positions
     if options.max_length and options.max_length > context:
         raise ValueError(f"--max-length {options.max_length}: this model sees at most {context} tokens")
     prepare_model(options, model)
@@ -143,10 +141,8 @@ def main() -> None:
     needed = memory_needed(options, model, settings, training_set, tests)
     check_fits(needed, available_bytes())
     output = ranks.first(choose_output, options, folder)
-    adapter = lora_config(options)
     identity = {"seed": options.seed, "dropout": options.dropout, "dtype": options.dtype,
-                "fingerprint of --model": base, "base weights": options.base_weights,
-                "LoRA": asdict(adapter) if adapter else "none",
+                "base weights": options.base_weights,
                 "validation set (data, prompt style, mask, lengths)": validation_set.fingerprint()}
     if options.resume:  # refused before any work is done
         ranks.first(check_resumable, output, model, training_set, settings, identity)
@@ -156,7 +152,7 @@ def main() -> None:
     tests = {title: entries for title, entries in tests.items() if entries}
     results.show_plan(options, model, folder, data_lines, sets, tests, settings, threads, output, needed)
     loggers = make_loggers(options.loggers, output, {name: str(value) for name, value in vars(options).items()})
-    ranks.in_turn(warm_up)
+    ranks.in_turn(lambda: warm_up(options.base_weights, options.moments))
 
     asker = Asker(options, model, tokenizer, style, ranks, tests)
     before = asker.before()

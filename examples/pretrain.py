@@ -19,7 +19,6 @@ from tinyft import (
     reply,
     warm_up,
 )
-from tinyft.checkpoint import model_fingerprint
 from tinyft.data.text import TextSet, encode_documents
 from tinyft.files import read_text
 from tinyft.hub import find_model
@@ -118,8 +117,7 @@ def main() -> None:
 
     ranks.in_turn(warm_up)
     training, validation = TextSet(ids[:-held_out], context), TextSet(ids[-held_out:], context)
-    identity = {"seed": options.seed, "dtype": options.dtype, "fingerprint of --model": model_fingerprint(model),
-                "corpus": training.fingerprint()}
+    identity = {"seed": options.seed, "dtype": options.dtype, "corpus": training.fingerprint()}
     fit(model, tokenizer, training, validation, settings, rng, options.output_dir, resume=options.resume,
         identity=identity, on_evaluation=show_sample, ranks=ranks,
         title=f"pretraining, {model.n_parameters() / 1e6:.1f} M parameters")

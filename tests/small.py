@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyft import GPT2, GPT2Config
+from tinyft import GPT2, GPT2Config, ops
 
 GPT2_TOKENIZER = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "gpt2-tokenizer"
 WHY_NO_GPT2_TOKENIZER = f"GPT-2's vocab.json and merges.txt are not in {GPT2_TOKENIZER}"
@@ -119,3 +119,17 @@ class Rows:
         for i, (ids, row_targets) in enumerate(rows):
             inputs[i, : len(ids)], targets[i, : len(ids)] = ids, row_targets
         return inputs, targets
+
+
+def products_in(monkeypatch, compute):
+    """Shapes (M, K, N) of the products that compute() makes, and its result."""
+    shapes, kernel = [], ops.gemm
+
+    def counting(a, b, *args, **options):
+        shapes.append((*a.shape, b.shape[1]))
+        return kernel(a, b, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "gemm", counting)
+        result = compute()
+    return shapes, result

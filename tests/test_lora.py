@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from small import assert_same_weights, make_model, weights_of
+from small import assert_same_weights, make_model, products_in, weights_of
 
 from tinyft import AdamW, Tensor, lora, no_grad, ops
 from tinyft.compact import compact
@@ -247,20 +247,6 @@ def test_recomputed_blocks_draw_the_same(dropout):
 
 
 # ---- work and memory
-
-
-def products_in(monkeypatch, compute):
-    """Shapes (M, K, N) of the products that compute() makes, and its result."""
-    shapes, kernel = [], ops.gemm
-
-    def counting(a, b, *args, **options):
-        shapes.append((*a.shape, b.shape[1]))
-        return kernel(a, b, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ops, "gemm", counting)
-        result = compute()
-    return shapes, result
 
 
 @pytest.mark.parametrize("wants_x", [False, True])

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from .checkpoint import MODEL_FILES, load_model, model_description, save_model, weights_fingerprint
-from .files import make_writable_folder, read_json, recover_folder, replacing_folder, to_json
+from .files import read_json, recover_folder, replacing_folder, to_json
 from .gpt2 import GPT2
 from .hub import find_model
 from .lora import LoraConfig, LoraLinear, has_lora, linear_layers, lora_config, lora_layers, lora_parameters, merge_lora
@@ -59,7 +59,6 @@ def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, b
         raise ValueError("save_adapter: the model has no adapters; add_lora(model, ...) first, or save_model")
     contents = _tokenizer_files(model, tokenizer) | {CONFIG: to_json(_config_values(config, base)).encode()}
     tensors = {f"{PREFIX}{name}.weight": parameter.data for name, parameter in lora_parameters(model).items()}
-    make_writable_folder(folder if Path(folder).exists() else Path(folder).parent)
     with replacing_folder(folder, MODEL_FILES) as beside:
         for name, content in contents.items():
             (beside / name).write_bytes(content)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import make_writable_folder, read_json, recover_folder, replacing_folder, to_json
+from .files import read_json, recover_folder, replacing_folder, to_json
 from .gpt2 import GPT2, GPT2Config
 from .model_config import config_values, read_config
 from .safetensors_file import read_header, read_tensors
@@ -163,7 +163,6 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
     if any(".lora_" in name for name in tensors):
         raise ValueError("save_model: the model has LoRA adapters on it; merge_lora(model) first, or write them alone "
                          "with save_adapter")
-    make_writable_folder(folder if Path(folder).exists() else Path(folder).parent)
     with replacing_folder(folder, MODEL_FILES) as beside:
         for name, content in model_description(model.config, tokenizer, dtype).items():
             (beside / name).write_bytes(content)
@@ -202,5 +201,6 @@ def weights_fingerprint(parameters: dict[str, Tensor]) -> str:
     """The same of some parameters by name."""
     digest = hashlib.sha256()
     for name, parameter in parameters.items():
-        digest.update(f"{name} {parameter.data.shape}".encode() + parameter.data.ravel()[:256].tobytes())
+        first = parameter.operand[:256]  # not `data`, which would expand all of a matrix that is kept in fewer bits
+        digest.update(f"{name} {parameter.shape}".encode() + first.ravel()[:256].tobytes())
     return digest.hexdigest()[:16]

@@ -105,15 +105,25 @@ def one_line(error: Exception) -> str:
 
 def read_json(path: str | os.PathLike):
     """Read a JSON file; ValueError with path, line and column where it is none."""
-    text = read_text(path)
+    return _parse(read_text(path), f"{path}", with_place=True)
+
+
+def parse_line(line: str, where: str) -> Any:
+    """A line of JSON; ValueError that says where it is none."""
+    return _parse(line, where)
+
+
+def _parse(text: str, where: str, with_place: bool = False) -> Any:
+    """JSON; ValueError that says where it is none, with_place: in which line and column."""
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError(f"{path}: JSON that is nested too deeply") from None
+        raise ValueError(f"{where}: JSON that is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+        place = f", line {error.lineno}, column {error.colno}" if with_place else ""
+        raise ValueError(f"{where}{place}: not JSON ({error.msg})") from None
     except ValueError as error:  # a number of more digits than Python converts
-        raise ValueError(f"{path}: {one_line(error)}") from None
+        raise ValueError(f"{where}: {one_line(error)}") from None
 
 
 def read_json_lines(path: str | os.PathLike, may_be_cut: bool = False) -> list[tuple[int, Any]]:
@@ -131,18 +141,6 @@ def read_json_lines(path: str | os.PathLike, may_be_cut: bool = False) -> list[t
         if line.strip():
             values.append((number, parse_line(line, f"{path}, line {number}")))
     return values
-
-
-def parse_line(line: str, where: str) -> Any:
-    """A line of JSON; ValueError that says where it is none."""
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError(f"{where}: JSON that is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg})") from None
-    except ValueError as error:  # a number of more digits than Python converts
-        raise ValueError(f"{where}: {one_line(error)}") from None
 
 
 class NotWritable(ValueError):
@@ -174,9 +172,11 @@ def replacing_folder(path: str | os.PathLike, replaced: Collection[str] = ()) ->
     other files of the old folder go along. If the block raises, or the machine stops, the old folder stays as it was.
     Where a system cannot exchange two folders, `recover_folder` mends what a kill between two renames has left; where
     `path` cannot be renamed (a mount point, a folder above that cannot be written), file after file is replaced.
+    NotWritable if nothing can be written there.
     """
     path = Path(path).resolve()
     recover_folder(path)
+    make_writable_folder(path if path.exists() else path.parent)
     inside = path.is_dir() and not os.access(path.parent, os.W_OK)
     beside = (path / ".new" if inside else path).with_name(f".{'new' if inside else path.name}.{os.getpid()}.part")
     _remove(beside)

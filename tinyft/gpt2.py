@@ -187,7 +187,8 @@ class GPT2(Module):
 
     def draws_dropout(self, rng: np.random.Generator | None) -> bool:
         """Whether a pass with this generator drops anything."""
-        return rng is not None and any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
+        dropouts = (module for _, module in self.named_modules() if isinstance(module, Dropout))
+        return rng is not None and any(dropout.p > 0 for dropout in dropouts)
 
     @property
     def output_weight(self) -> Tensor:

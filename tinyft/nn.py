@@ -28,13 +28,15 @@ class Module:
                 elif isinstance(member, Module):
                     yield from member.named_parameters(path + ".")
 
-    def modules(self) -> Iterator["Module"]:
-        """This module and all that it holds, each before its own."""
-        yield self
-        for value in vars(self).values():
-            for member in value if isinstance(value, list | tuple) else [value]:
+    def named_modules(self, name: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(name, module) for this module and all within it, each before its own; named like parameters."""
+        yield name, self
+        for key, value in vars(self).items():
+            several = isinstance(value, list | tuple)
+            for i, member in enumerate(value if several else [value]):
                 if isinstance(member, Module):
-                    yield from member.modules()
+                    path = f"{key}.{i}" if several else key
+                    yield from member.named_modules(f"{name}.{path}" if name else path)
 
     def trainable_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Those of `named_parameters` that want a gradient."""

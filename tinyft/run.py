@@ -14,13 +14,14 @@ import numpy as np
 
 from . import compile_ahead, watch
 from .checkpoint import model_fingerprint, weights_fingerprint
+from .compact import compact
 from .data.prompts import with_style
 from .files import make_writable_folder, recover_folder, remove_leftovers
 from .gpt2 import GPT2, GPT2Config
 from .inference.generate import generate
 from .keeper import Keeper
 from .loggers import Logger
-from .lora import lora_config
+from .lora import LoraConfig, add_lora, lora_config
 from .memory import keep_freed_memory
 from .optim import AdamW
 from .ranks import ALONE, Ranks
@@ -58,18 +59,23 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
     return make_writable_folder(folder)
 
 
-def warm_up() -> None:
+def warm_up(base_weights: str = "float32", moments: str = "float32") -> None:
     """Compile what training and generation need, or load it, before there is a clock or a progress bar to spoil.
 
-    Shapes don't matter to compiled code, so that the smallest model does.
+    base_weights: how the frozen matrices below adapters are kept; moments: as for `AdamW`. Shapes don't matter to
+    compiled code, so that the smallest model does.
     """
-    model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), rng)
+    if base_weights != "float32":
+        add_lora(model, LoraConfig(rank=1), rng)
+        compact(model, base_weights)
     ids = np.arange(8).reshape(2, 4)
     with _ending_at_once():
         compile_ahead.begin(np.dtype(np.float32))
         list(generate(model, ids[0], max_new_tokens=2))  # while the second process compiles the backward pass
         model.loss(ids, ids).backward()
-        AdamW(model).step(1e-3, max_norm=1.0)
+        AdamW(model, moments=moments).step(1e-3, max_norm=1.0)
 
 
 @contextmanager
@@ -167,7 +173,7 @@ def fit(
     with (RunReport(folder, progress, loggers, title) if ranks.is_first else nullcontext(_Silent())) as report, \
             delayed_signals() as signalled:
         keeper = Keeper(folder, model, tokenizer, optimizer, progress, same, base, state_minutes, state_steps,
-                         keep_states, ranks, report)
+                        keep_states, ranks, report)
         validation = _check_sets(training, validation, report)
         try:
             for event in train(model, optimizer, training, validation, settings, progress, rng, ranks):

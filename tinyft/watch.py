@@ -150,8 +150,9 @@ def _overheard(model: Module, heard: Callable[[str, Module, list[np.ndarray], np
     Python finds __call__ in the class, so that it is exchanged there, and put back. Modules of other models call
     through it as well, and are not told.
     """
-    names = {id(module): name for name, module in _modules(model)}
-    classes = {owner for _, module in _modules(model) for owner in type(module).__mro__ if "__call__" in vars(owner)}
+    modules = list(model.named_modules())
+    names = {id(module): name for name, module in modules}
+    classes = {owner for _, module in modules for owner in type(module).__mro__ if "__call__" in vars(owner)}
     usual = {owner: owner.__call__ for owner in classes}
 
     def overhear(call: Callable) -> Callable:
@@ -170,17 +171,6 @@ def _overheard(model: Module, heard: Callable[[str, Module, list[np.ndarray], np
     finally:
         for owner, call in usual.items():
             owner.__call__ = call
-
-
-def _modules(module: Module, name: str = "") -> Iterator[tuple[str, Module]]:
-    """(name, module) for a module and all within it, as in the names of parameters."""
-    yield name, module
-    for key, value in vars(module).items():
-        several = isinstance(value, list | tuple)
-        for i, member in enumerate(value if several else [value]):
-            if isinstance(member, Module):
-                path = f"{key}.{i}" if several else key
-                yield from _modules(member, f"{name}.{path}" if name else path)
 
 
 def _largest(x: np.ndarray) -> float:

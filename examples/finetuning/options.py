@@ -105,7 +105,7 @@ def _add_memory(group) -> None:
         help="entries at a time, to save memory; but for dropout's draws the result is the same (default: the batch)")
     add("--recompute", action="store_true",
         help="compute what is inside of a block again in the backward pass, instead of keeping it: the same result in "
-             "less memory and about a third more time")
+             "less memory and about a quarter more time")
     add("--base-weights", choices=("float32", "bfloat16", "int8"), default="float32",
         help="how frozen matrices are kept; with --lora-rank")
     add("--moments", choices=("float32", "bfloat16"), default="float32",
