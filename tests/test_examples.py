@@ -283,7 +283,7 @@ def test_pretrain_goes_on_with_a_model(model_folder, tmp_path, monkeypatch, caps
         (["--n-layer", "3"], "--n-layer, --n-head and --n-embd are for a new model"),
         (["--output-dir", tmp_path / "first", "--overwrite"], "would be replaced by this run's model"),
         (["--output-dir", tmp_path / "second", "--resume", *common[2:]],
-         "was started with fingerprint of the model at the start = "),
+         "fingerprint of the model at the start = "),
     ]:
         model = model_folder if "--resume" in options else tmp_path / "first" / "model"
         code = in_process("pretrain.py", ["--corpus", tmp_path / "corpus.txt", "--model", model, *options],

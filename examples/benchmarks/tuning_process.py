@@ -48,7 +48,7 @@ def fill(model, kept_as: str) -> None:
     from tinyft.nn import Embedding, Linear
 
     rng = np.random.default_rng(0)
-    for module in model.modules():
+    for _, module in model.named_modules():
         if not isinstance(module, Linear | Embedding):
             continue
         matrix = module.weight.data
