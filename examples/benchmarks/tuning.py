@@ -33,7 +33,8 @@ class Row:
     """What is tuned, and how.
 
     base: how tinyft keeps what is frozen, and their_base: PyTorch. gigabytes: what all processes that are there at a
-    time take, about. alone: whether that is only one. rounds: steps that are timed; 0 for one step to see its memory.
+    time take, about. alone: whether that is only one. rounds: steps that are timed; 0 where only memory is
+    looked at, in two steps, since AdamW's moments are there from the second on.
     """
 
     title: str
@@ -98,7 +99,7 @@ def take_steps(row: Row, peers: list[str], threads: int) -> dict[str, list[dict]
     for together in [[peer] for peer in peers] if row.alone else [peers]:
         with ExitStack() as stack:
             processes = [stack.enter_context(TuningProcess(peer, row, threads)) for peer in together]
-            for _ in range(WARM_UP + row.rounds if row.rounds else 1):
+            for _ in range(WARM_UP + row.rounds):
                 for process in processes:
                     time.sleep(REST)
                     answers[process.name].append(process.step(line))
