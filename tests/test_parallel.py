@@ -248,17 +248,20 @@ def test_weights_are_compared_at_each_evaluation():
     assert sorted(steps) == [0, 0, 2, 2, 4, 4, 5, 5]
 
 
-@pytest.mark.parametrize("other, said", [({"seed": 1}, "state of rng is "), ({"batch_size": 4}, "Settings is "),
-                                         ({"model": 5}, "after step 0 the weights are no longer the same")])
+@pytest.mark.parametrize("other, said", [
+    ({"seed": 1}, "state of rng is "), ({"batch_size": 4}, ": batch_size is 6 on rank 0, 4 on rank 1; start them all"),
+    ({"entries": 7}, ": training set is "), ({"held_out": 7}, ": validation set is "), ({"model": 5}, ": model is ")])
 def test_training_is_refused_where_ranks_have_other_things(other, said):
     def work(ranks):
-        given = {"seed": 0, "batch_size": 6, "model": 0} | (other if ranks.rank == 1 else {})
+        given = {"seed": 0, "batch_size": 6, "model": 0, "entries": 0, "held_out": 1} | (other if ranks.rank else {})
         model = make_model(given["model"])
-        list(train(model, AdamW(model), make_set(make_entries(6)), None, Settings(batch_size=given["batch_size"]),
-                   Progress(), np.random.default_rng(given["seed"]), ranks))
+        use_lora(model)  # so that weights which differ are frozen
+        training, validation = (make_set(make_entries(6, given[name])) for name in ("entries", "held_out"))
+        list(train(model, AdamW(model), training, validation, Settings(batch_size=given["batch_size"]), Progress(),
+                   np.random.default_rng(given["seed"]), ranks))
 
     job = Job(2)
-    with pytest.raises((ValueError, RuntimeError), match=said):
+    with pytest.raises(ValueError, match=said):
         job.run(work)
     assert not any(isinstance(error, Broken) for error in job.errors), "all are told"
 
@@ -468,6 +471,15 @@ def test_replies_are_shared_out(count):
     assert results == [[10 * i for i in range(count)]] * 4 and sorted(asked) == list(range(count))
 
 
+@pytest.mark.parametrize("others, said", [([0, 1], "entries to reply to is 3 on ranks 0 2, 2 on rank 1; "),
+                                          ([0, 1, 3], "alike: the hash of these entries is ")])
+def test_replies_to_other_entries_are_refused(others, said):
+    job = Job(3)
+    with pytest.raises(ValueError, match=said):
+        job.run(lambda ranks: share_replies(ranks, list, others if ranks.rank == 1 else [0, 1, 2]))
+    assert all(isinstance(error, ValueError) for error in job.errors)
+
+
 # ---- beginning and end of a job
 
 
@@ -535,6 +547,11 @@ def test_each_rank_gets_its_share_of_the_cores(monkeypatch, cpus, threads, expec
     assert set_threads.count(expected) >= len(cpus)
 
 
+def test_ranks_on_a_host():
+    assert ALONE.on_host == 1
+    assert MPIRanks(Communicator(Job(4), 3), "in place", Communicator(Job(2), 1)).on_host == 2
+
+
 def test_threads_that_the_user_has_chosen_stay(monkeypatch):
     monkeypatch.setattr(parallel, "default_threads", lambda: 8)
     ranks = MPIRanks(Communicator(Job(1), 0), "in place", Communicator(Job(1), 0))
@@ -553,7 +570,9 @@ def test_use_threads_of_a_rank(monkeypatch, capsys):
         assert capsys.readouterr().err == ""
         ranks.cores = 0.5
         assert cli.use_threads(None) == 1
-        assert "warning: 4 ranks on this host, each with 1 of --threads, have to take turns" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "warning: 4 ranks on this host, with --threads 1 each, have to take turns" in said
+        assert said.endswith("start fewer ranks\n"), "one thread cannot be fewer"
     finally:
         numba.set_num_threads(before)
 
@@ -638,6 +657,16 @@ def test_formula_of_a_step(scaling):
     assert scaling.worthwhile(0.001, 0.0, 500e6, 1e9) == 1
 
 
+def test_speed_ups_are_over_one_rank(scaling, monkeypatch, capsys):
+    points = {point["ranks"]: point for point in points_of(scaling, 3.0, 1.4e9)}
+    monkeypatch.setattr(scaling, "measure_ranks", points.get)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--ranks", "4,2,2"])
+    scaling.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["| 1", "| 2", "| 4"]
+    assert [row[4] for row in rows] == [f"{points[1]['step'] / points[n]['step']:.2f}" for n in (1, 2, 4)]
+
+
 def test_tables_and_plot_of_scaling(scaling, tmp_path):
     text = scaling.tables(points_of(scaling, 3.0, 1.4e9), rows=8)
     assert "compute 3.00 s, update 0.25 s, 498.0 MB of gradients at 1.40 GB/s (added up while nothing" in text
@@ -664,7 +693,6 @@ def main():
     print("only the first is heard")
     cli.use_threads(1)
     data = make_set(make_entries(24{entries}), mask_prompt=True)
-    ranks.check_same({{"training set": data.fingerprint()}})
     def look(report):
         pass
     events = fit(make_model(), TOKENIZER, data, make_set(make_entries(5, 9)),
@@ -725,10 +753,12 @@ def one_message(result: subprocess.CompletedProcess) -> str:
 
 
 @pytest.mark.mpi
-def test_mpirun_refuses_other_data_and_another_version(mpirun):
+def test_mpirun_refuses_other_data_options_and_versions(mpirun):
     message = one_message(mpirun(3, entries=f" + ({NUMBER} == 1)"))
     assert message.startswith("error: the 3 ranks have not been started alike: training set is ")
     assert " on ranks 0 2, " in message and " on rank 1; " in message
+    message = one_message(mpirun(2, before=f"sys.argv.append('--resume') if {NUMBER} == 1 else None"))
+    assert re.search("alike: the command line is .*/run on rank 0, .*/run --resume on rank 1;", message)
     message = one_message(mpirun(2, before=f"parallel.VERSION = '9.9' if {NUMBER} == 1 else parallel.VERSION"))
     assert "tinyft's version is " in message and "9.9 on rank 1" in message
 

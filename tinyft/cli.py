@@ -115,8 +115,8 @@ def use_threads(threads: int | None) -> int:
     if threads != most or ranks:
         numba.set_num_threads(threads)
     if ranks and threads > ranks.cores + 0.01:
-        print(f"warning: {ranks.local.Get_size()} ranks on this host, each with {threads} of --threads, have to take "
-              "turns on its cores; start fewer ranks, or give fewer --threads", file=sys.stderr)
+        print(f"warning: {ranks.on_host} ranks on this host, with --threads {threads} each, have to take turns on its "
+              f"cores; start fewer ranks{', or give fewer --threads' * (threads > 1)}", file=sys.stderr)
     return threads
 
 

@@ -47,7 +47,7 @@ class MPIRanks(Ranks):
 
     def __init__(self, comm, in_place, local):
         self.comm, self.in_place, self.local = comm, in_place, local
-        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.rank, self.size, self.on_host = comm.Get_rank(), comm.Get_size(), local.Get_size()
         self.cores = float(default_threads())  # of this host that this rank has for itself, on average
         self._left: list[dict[str, Tensor]] = []  # buckets of this step that are still to be sent, in order
         # Requests that are on their way, with the small gradients that travel together, and whose they are.
@@ -172,7 +172,7 @@ def connect() -> Ranks:
 
     For the beginning of a script. From here on only the first rank is seen: what the others print goes nowhere. Each
     gets its share of the host's cores as threads, unless NUMBA_NUM_THREADS says otherwise. ValueError if mpi4py is
-    missing or belongs to another MPI, or if the ranks have other versions of tinyft.
+    missing or belongs to another MPI, or if the ranks have other versions of tinyft or other options.
     """
     global _connected
     rank, size = _started_as()
@@ -191,7 +191,8 @@ def connect() -> Ranks:
                          f"different MPIs; use the mpirun of {MPI.Get_library_version().splitlines()[0].strip()}")
     _connected = MPIRanks(world, MPI.IN_PLACE, world.Split_type(MPI.COMM_TYPE_SHARED))
     sys.excepthook = lambda kind, error, trace: end_job("".join(traceback.format_exception(kind, error, trace)))
-    _connected.check_same({"tinyft's version": VERSION, "the hash of its source files": _hash_of_sources()})
+    _connected.check_same({"tinyft's version": VERSION, "the hash of its source files": _hash_of_sources(),
+                           "the command line": " ".join(sys.argv[1:])})
     _connected.take_cores(_allowed_cpus())
     return _connected
 
@@ -239,7 +240,12 @@ def end_job(outcome: str | int) -> None:
 
 
 def share_replies(ranks: Ranks, function: Callable[[list], list], entries: list) -> list:
-    """function(entries), which gives one reply for each, shared out: all replies on all ranks."""
+    """function(entries), which gives one reply for each, shared out: all replies on all ranks.
+
+    ValueError if the ranks have other entries.
+    """
+    ranks.check_same({"entries to reply to": len(entries),
+                      "the hash of these entries": hashlib.sha256(repr(entries).encode()).hexdigest()[:12]})
     own = entries[ranks.rank :: ranks.size]
     replies: list = [None] * len(entries)
     for rank, part in enumerate(ranks.gather(list(function(own)) if own else [])):

@@ -29,6 +29,7 @@ class Ranks:
 
     rank = 0  # the number of this process, from 0
     size = 1  # how many there are
+    on_host = 1  # how many of them share this one's host, and with it the memory
 
     @property
     def is_first(self) -> bool:

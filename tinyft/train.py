@@ -15,18 +15,19 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import watch
+from .checkpoint import model_fingerprint
 from .gpt2 import GPT2, needed_lengths
 from .optim import AdamW, cosine_with_warmup
 from .ranks import ALONE, Ranks
 from .tensor import no_grad
-from .training_set import TrainingSet, count_targets, has_targets
+from .training_set import TrainingSet, count_targets, fingerprint, has_targets
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,15 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
     parameters' gradients); called with them again, training goes on as if it had not been interrupted. A validation
     set without target tokens is the same as none. Raises TrainingDiverged before a bad gradient can touch the weights.
 
-    ranks: every rank calls this with the same of all else, and gets the same events. A run may go on with another
-    number of them: with dropout its draws are others then, else only the last digits of its numbers.
+    ranks: every rank calls this with the same of all else, or gets a ValueError, and all get the same events. A run may
+    go on with another number of them: with dropout its draws are others then, else only the rounding of its sums.
     """
     if not has_targets(validation):
         validation = None
-    ranks.check_same({"Settings": settings, "step": progress.step, "state of rng": rng.bit_generator.state})
+    if ranks.size > 1:
+        ranks.check_same(asdict(settings) | {
+            "training set": fingerprint(training), "validation set": fingerprint(validation),
+            "model": model_fingerprint(model), "step": progress.step, "state of rng": rng.bit_generator.state})
     loop = _Loop(model, optimizer, training, validation, settings, progress, rng, ranks)
     yield Started(loop.steps, loop.steps_per_epoch)
     if progress.now_rng:

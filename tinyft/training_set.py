@@ -23,6 +23,13 @@ class TrainingSet(Protocol):
         """Inputs and targets of one batch, (B, T) each, -100 where there is nothing to learn."""
 
 
+def fingerprint(data: TrainingSet | None) -> str:
+    """What the set's method of this name says of all that is learned, or that there is no set or no such method."""
+    if data is None:
+        return "none"
+    return data.fingerprint() if hasattr(data, "fingerprint") else "of unknown content"
+
+
 def count_targets(targets: np.ndarray) -> int:
     """The number of target tokens."""
     return int((targets != IGNORE).sum())

@@ -23,9 +23,9 @@ from tinyft.lora import LoraConfig, add_lora
 from tinyft.train import Stepped
 
 EXAMPLES = """\
-  python examples/parallel/scaling.py --ranks 1,2
-  python examples/parallel/scaling.py --ranks 1,2,4 --size gpt2-medium --rows 16 --plot scaling.png
-  python examples/parallel/scaling.py --ranks 1,2 --lora-rank 8
+  python examples/parallel/scaling.py --ranks 2
+  python examples/parallel/scaling.py --ranks 2,4 --size gpt2-medium --rows 16 --plot scaling.png
+  python examples/parallel/scaling.py --ranks 2 --lora-rank 8
 """
 NETWORKS = {"1 Gbit/s": 0.125e9, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # bytes per second
 
@@ -34,8 +34,8 @@ def parse_arguments():
     """The command line."""
     parser = cli.Parser(__doc__.splitlines()[0], EXAMPLES)
     add = parser.add_argument
-    add("--ranks", type=lambda text: [cli.positive_int(part) for part in text.split(",")], default=[1, 2],
-        metavar="N,...", help="how many ranks to measure, each with --threads (default: 1,2)")
+    add("--ranks", type=lambda text: [cli.positive_int(part) for part in text.split(",")], default=[2],
+        metavar="N,...", help="how many ranks to measure, besides 1, each with --threads (default: 2)")
     add("--size", choices=SIZES, default="gpt2", help="which GPT-2, with random weights")
     add("--rows", type=cli.positive_int, default=8, metavar="N", help="rows of a batch, all ranks together")
     add("--length", type=cli.positive_int, default=128, metavar="N", help="tokens of a row, all of them targets")
@@ -103,12 +103,12 @@ def measure_ranks(count: int) -> dict:
         beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         mpirun = shutil.which("mpirun", path=beside)
         if mpirun is None:
-            raise ValueError("there is no mpirun; pip install mpich mpi4py, or measure --ranks 1 alone")
+            raise ValueError("there is no mpirun; pip install mpich mpi4py, or measure one rank alone with --ranks 1")
         command = [mpirun, "-n", str(count), *command]
     print(f"measuring {count} rank{'s' * (count > 1)} ...", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise RuntimeError(f"{count} ranks ended with exit status {done.returncode}")
+        raise RuntimeError(f"--ranks {count} ended with exit status {done.returncode}; what it said is above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     if options.here:
         print(json.dumps(measure(options)))
         return
-    points = [measure_ranks(count) for count in options.ranks]
+    points = [measure_ranks(count) for count in sorted({1, *options.ranks})]  # speed-ups are over one rank
     print(tables(points, options.rows))
     if options.plot:
         plot(points, options.plot)
