@@ -422,6 +422,24 @@ def test_the_states_of_a_run_mark_its_folder(tmp_path):
         claim_output(tmp_path, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_folder_below_a_file(tmp_path, overwrite):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write there .*; choose another folder"):
+        claim_output(tmp_path / "file" / "run", resume=False, overwrite=overwrite)
+
+
+def test_overwriting_keeps_a_link_to_where_states_are_kept(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "checkpoints").symlink_to(elsewhere)
+    fit_few(folder)
+    assert list(elsewhere.iterdir())
+    claim_output(folder, resume=False, overwrite=True)
+    assert list(elsewhere.iterdir()) == [] and (folder / "checkpoints").is_symlink()
+
+
 def test_peak_where_the_system_leaves_it_out(monkeypatch):
     assert math.isnan(peak_megabytes()) or peak_megabytes() > 1
     monkeypatch.setattr(Path, "exists", lambda path: True)

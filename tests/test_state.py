@@ -218,6 +218,16 @@ def test_delete_state(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_delete_state_where_the_folder_of_states_is_a_link(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / FOLDER).symlink_to(elsewhere)
+    Run().save(folder)
+    delete_state(folder)
+    assert list(elsewhere.iterdir()) == [] and (folder / FOLDER).is_dir()
+
+
 # ---- a disk that fails
 
 

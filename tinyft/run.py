@@ -52,11 +52,13 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
         go_on = "go on with it (--resume), " if find_states(folder) else ""
         raise ValueError(f"--output-dir {folder} holds a run ({', '.join(found)}); {go_on}replace it (--overwrite), "
                          "or choose another folder")
+    make_writable_folder(folder)
     if overwrite and not resume:  # or the new run's files would stand beside the old one's
         delete_state(folder)
         for name in found:
-            (folder / name).unlink(missing_ok=True)
-    return make_writable_folder(folder)
+            if not (folder / name).is_dir():  # a link to a folder of states
+                (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def warm_up(base_weights: str = "float32", moments: str = "float32") -> None:

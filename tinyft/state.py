@@ -55,6 +55,8 @@ def _position(path: Path) -> tuple[int, int]:
 def delete_state(folder: str | os.PathLike) -> None:
     """Delete the states of a run that is done with: each is three times as large as the trained weights."""
     shutil.rmtree(Path(folder) / FOLDER, ignore_errors=True)
+    for path in find_states(folder):  # where the folder is a link, to a larger disk say, which stays
+        path.unlink(missing_ok=True)
     (Path(folder) / OLD_STATE).unlink(missing_ok=True)
 
 
