@@ -70,13 +70,21 @@ def _read(x, parts):
     return sums.sum()
 
 
+def multiply_adds(threads: int, rounds: int = 2_000_000) -> int:
+    """Do multiply-adds in registers as fast as they go, in so many threads; returns their number, each counted as two.
+
+    Divided by the time that it takes, that is the machine's peak in float32.
+    """
+    _fma_peak(threads, rounds, np.zeros(threads, np.float32))
+    return 2 * CHAINS * (VECTOR_BYTES // 4) * rounds * threads
+
+
 def limits() -> dict[str, float]:
     """Peak GFLOP/s in float32 and GB/s of reading, with all threads."""
     threads = get_num_threads()
-    rounds, results = 2_000_000, np.zeros(threads, np.float32)
     data = np.ones(2**28, np.float32)
-    times = interleaved({"fma": lambda: _fma_peak(threads, rounds, results), "read": lambda: _read(data, 8 * threads)})
-    flops = 2 * CHAINS * (VECTOR_BYTES // 4) * rounds * threads
+    flops = multiply_adds(threads)
+    times = interleaved({"fma": lambda: multiply_adds(threads), "read": lambda: _read(data, 8 * threads)})
     return {"peak": flops / times["fma"] / 1e9, "bandwidth": data.nbytes / times["read"] / 1e9}
 
 

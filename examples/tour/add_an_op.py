@@ -1,0 +1,126 @@
+# %% [markdown]
+# # 2. An op of your own, and how to know that its gradient is right
+#
+# You will know afterwards: how an op is declared, with its backward pass inside; how to check a gradient without
+# trusting the one who derived it; why the check runs in float64, and why it weighs the result with random numbers.
+# `tinyft/ops.py` has every op in this form, `tinyft/gradcheck.py` the check.
+
+# %%
+import numpy as np
+
+from tinyft import Tensor, gradcheck, op
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## An op
+#
+# An op is a function on plain NumPy arrays that returns its result and a function `backward`. The op here is SiLU, x
+# * sigmoid(x), which GPT-2's younger relatives use where GPT-2 has GELU. `@op` makes it take Tensors, and leaves a
+# node in the graph at each call.
+#
+# `dout` is the gradient of the result, and has its shape. What `backward` returns is the gradient of `x`, and has the
+# shape of `x`. Element by element, out = x s with s = sigmoid(x), and the derivative of s is s (1 - s), so that
+#
+# d out / d x = s + x s (1 - s), and dx = dout times that.
+#
+# `backward` sees `x` and `sigmoid`, since it stands inside: nothing has to be stored by hand.
+
+
+# %%
+@op
+def silu(x):
+    """x * sigmoid(x) for an array of any shape."""
+    sigmoid = 1 / (1 + np.exp(-x))
+
+    def backward(dout):
+        return dout * (sigmoid + x * sigmoid * (1 - sigmoid))
+
+    return x * sigmoid, backward
+
+
+@op
+def wrong_silu(x):
+    """The same with a slip in the gradient."""
+    sigmoid = 1 / (1 + np.exp(-x))
+
+    def backward(dout):
+        return dout * (sigmoid + x * sigmoid)
+
+    return x * sigmoid, backward
+
+
+# %% [markdown]
+# ## The check
+#
+# A derivative is a slope, and a slope can be measured: change one element a little up and a little down, and divide
+# the change of the result by the change of the element. This *central difference* is wrong by the order of h² only,
+# where a step to one side alone is wrong by the order of h. A smaller h isn't always better: the result has a limited
+# number of digits, and the difference of two nearly equal numbers keeps few of them.
+
+# %%
+def measured_slope(x, h, dtype):
+    """d silu / d x at a number x, by the central difference of width h."""
+    up, down = (silu(Tensor(np.array(x + sign * h, dtype))).item() for sign in (1, -1))
+    return (up - down) / (2 * h)
+
+
+s = 1 / (1 + np.exp(-0.7))
+slope = s + 0.7 * s * (1 - s)
+print("error of the measured slope    float64    float32")
+for h in (1e-1, 1e-3, 1e-5, 1e-7):
+    errors = [abs(measured_slope(0.7, h, dtype) - slope) for dtype in (np.float64, np.float32)]
+    print(f"h = {h:.0e}                      {errors[0]:.0e}      {errors[1]:.0e}")
+
+# %% [markdown]
+# In float64 a step of 1e-5 leaves eleven correct digits. In float32 the best step leaves five, and one must know
+# which it is; a small slip in a formula could hide behind that. So gradients are checked in float64, on the same code
+# that trains in float32. `gradcheck` does it for each element of each input, and says where it differs.
+
+# %%
+array = rng.standard_normal((3, 4))
+gradcheck(silu, [array])
+print("silu: the gradient agrees with central differences")
+try:
+    gradcheck(wrong_silu, [array])
+except AssertionError as error:
+    print(f"wrong_silu: caught: {error}")
+
+# %% [markdown]
+# ## Why random weights
+#
+# A slope needs one number, and an op returns many. The obvious way to make one of them is their sum, which is to say
+# that `dout` is all ones. It is a bad way. The sum of a softmax is 1 whatever goes in, so that its gradient is 0, and
+# a backward pass that returns only zeros would pass. With random weights (a random *cotangent*) every element counts
+# differently, and nothing cancels.
+
+
+# %%
+@op
+def lazy_softmax(x):
+    """exp(x) / sum(exp(x)) over the last axis, with a gradient that is always 0."""
+    exp = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True), lambda dout: np.zeros_like(x)
+
+
+weights = rng.standard_normal((3, 4))
+step = np.eye(3, 4) * [1e-5, 0, 0, 0]  # moves x[0, 0] alone
+for name, cotangent in (("ones", np.ones((3, 4))), ("random weights", weights)):
+    up, down = (np.sum(cotangent * lazy_softmax(Tensor(array + sign * step)).data) for sign in (1, -1))
+    print(f"with {name}: slope {(up - down) / 2e-5:.6f}, gradient 0.000000")
+try:
+    gradcheck(lazy_softmax, [array])
+except AssertionError as error:
+    print(f"caught: {str(error).splitlines()[0]}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Write `softplus(x)` = log(1 + exp(x)) as an op, with its backward pass, so that `gradcheck(softplus, [array])`
+#    passes, and so that `softplus` of 1000 is 1000 and not infinity (`np.logaddexp` helps).
+# 2. An op with two inputs: `hypot(x, y)` = sqrt(x² + y²), both of one shape; `backward` returns a tuple of two
+#    gradients. Then swap the two gradients by intention (`swapped_hypot`), and find inputs x and y, other than zeros,
+#    with which `gradcheck(swapped_hypot, [x, y])` passes all the same. What does that say about the inputs that a
+#    check should be given?
+#
+# Answers: `answers/add_an_op.py`. Next: `broadcasting.py`.

@@ -1,0 +1,115 @@
+# %% [markdown]
+# # 5. Attention on one sentence
+#
+# You will know afterwards: what queries, keys and values are; why a token can't see the future; how to read a map of
+# attention; how the gradients of attention are derived, and why one number for each token and head, `lse`, is all
+# that the backward pass needs of the T x T weights. `tinyft/kernels/attention.py` does this for whole batches.
+
+# %%
+import numpy as np
+from pictures import SMALL_MODEL, show
+
+from tinyft import Tensor, draw, load_model_and_tokenizer, no_grad, ops
+from tinyft.segments import segments_of
+
+model, tokenizer = load_model_and_tokenizer(SMALL_MODEL)
+ids = np.array(tokenizer.encode("A lemon is yellow. A banana is yellow. A carrot is"))
+tokens = [tokenizer.decode([token]) for token in ids]
+T, C, H, L = len(ids), model.config.n_embd, model.config.n_head, model.config.n_layer
+D = C // H
+print(f"T = {T} tokens, C = {C} channels, H = {H} heads of D = {D} channels, L = {L} layers")
+
+# %% [markdown]
+# ## Looking things up
+#
+# After some layers each token is a vector of C numbers. In a block, the layer `c_attn` makes three of it: a *query*,
+# what the token looks for; a *key*, what it can be found by; and a *value*, what it hands over if it is found. Each
+# head has its own D channels of all three. Let us catch them in the fourth layer.
+
+# %%
+caught = {}
+
+
+def attend(layer, qkv):
+    """What GPT2 calls in each layer with queries, keys and values (T, 3C) for the mixture of values (T, C)."""
+    caught[layer] = qkv.data.astype(np.float64)
+    return model.attend_within_rows(segments_of([T]), layer, qkv)
+
+
+with no_grad():
+    model.run_blocks(ids, np.arange(T), attend)
+LAYER, HEAD = 3, 3
+qkv, channels = caught[LAYER], slice(HEAD * D, (HEAD + 1) * D)
+Q, K, V = (part[:, channels] for part in np.split(qkv, 3, axis=1))
+print(f"qkv {qkv.shape}; of one head: Q {Q.shape}, K {K.shape}, V {V.shape}")
+
+# %% [markdown]
+# How well token i's query fits token j's key is their dot product. It is divided by the root of D: products of D
+# random numbers have a spread that grows with it, and a softmax of large numbers is nearly one-hot and has hardly any
+# gradient. Tokens after i are hidden from it (-inf, whose exp is 0), since a model that predicts the next token must
+# not read it. The softmax of each row is the *weights* P, and the result is the weighted mean of the values:
+#
+# S[i, j] = Q[i] · K[j] / sqrt(D), P = softmax over j ≤ i of S, out[i] = sum over j of P[i, j] V[j].
+
+# %%
+S = Q @ K.T / np.sqrt(D)
+S[~np.tri(T, dtype=bool)] = -np.inf
+lse = np.log(np.exp(S).sum(axis=1))
+P = np.exp(S - lse[:, None])
+out = P @ V
+
+tensor = Tensor(qkv, requires_grad=True)
+ours = ops.causal_attention(tensor, n_head=H, segments=segments_of([T]))
+assert np.allclose(out, ours.data[:, channels])
+print(f"S and P {P.shape}, out {out.shape}: the same as tinyft's")
+
+# %% [markdown]
+# ## A map
+#
+# Row i of the picture says where token i takes its values from. Everything right of the diagonal is white: the
+# future.
+
+# %%
+inside = draw.look(model, ids)
+show(draw.attention_maps(inside, tokens, layers=[LAYER], heads=[HEAD]), "attention")
+assert np.allclose(inside.attention[LAYER, HEAD], P, atol=1e-5)
+for name in (" banana", " carrot"):
+    at = tokens.index(" is", tokens.index(name))
+    best = np.argsort(-P[at])[:3]
+    print(f"{tokens[at]!r} at {at} looks at " + ", ".join(f"{tokens[j]!r} at {j} ({P[at, j]:.0%})" for j in best))
+
+# %% [markdown]
+# ## The way back
+#
+# Let dout be what comes back. out = P V is a product, so that dV = Pᵀ dout and dP = dout Vᵀ. Through the softmax of a
+# row, d P[j] / d S[k] = P[j] ([j = k] - P[k]), so that
+#
+# dS[k] = sum over j of dP[j] P[j] ([j = k] - P[k]) = P[k] (dP[k] - sum over j of P[j] dP[j]).
+#
+# The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] dout · V[j] = dout · out: it
+# needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: P = exp(S
+# - lse) forms it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a thousand
+# times as many).
+
+# %%
+dout = np.random.default_rng(0).standard_normal((T, C))
+ours.backward(dout)
+dout = dout[:, channels]
+P_again = np.exp(np.where(np.tri(T, dtype=bool), Q @ K.T / np.sqrt(D), -np.inf) - lse[:, None])
+dV = P_again.T @ dout
+dS = P_again * (dout @ V.T - (dout * out).sum(axis=1, keepdims=True))
+dQ, dK = dS @ K / np.sqrt(D), dS.T @ Q / np.sqrt(D)
+for name, by_hand, theirs in zip(("dQ", "dK", "dV"), (dQ, dK, dV), np.split(tensor.grad, 3, axis=1), strict=True):
+    assert np.allclose(by_hand, theirs[:, channels])
+    print(f"{name} {by_hand.shape}: the same as tinyft's")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. A window: let each token see itself and the w - 1 tokens before it only. Write `windowed(Q, K, V, w)`, which
+#    returns O, with one more line than above. With w = T it must give the O above, and with w = 1 exactly V. Why V?
+# 2. Generation writes one token at a time. Then the query is that of the last token alone, but keys and values are
+#    those of all tokens so far, kept from before. Write `one_more(q, K, V)` for q (D,) and K, V (T, D), which returns
+#    (D,), without a mask. Why is none needed? It must give the last row of `out`.
+#
+# Answers: `answers/attention.py`. Next: `naive_gpt2.py`.

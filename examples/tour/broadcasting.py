@@ -1,0 +1,116 @@
+# %% [markdown]
+# # 3. Broadcasting, products, and transposes
+#
+# You will know afterwards: what the gradient of a stretched array is, and why it is a sum; why the bias of a layer
+# gets the sum of its rows; how to derive the gradients of a matrix product, dA = dC Bᵀ and dB = Aᵀ dC, from indices.
+# One idea does all three: the gradient of a linear map is its transpose.
+
+# %%
+import numpy as np
+
+from tinyft import Tensor, ops
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Broadcasting is a matrix of zeros and ones
+#
+# NumPy lets a row (3,) be added to a table (4, 3): the row is used once for each of the four rows of the table.
+# Written out, `stretched = D row`, where D is a matrix with a single 1 in each of its rows. Here the four rows of the
+# table are laid end to end, as 12 numbers.
+
+# %%
+row = rng.standard_normal(3)
+D = np.tile(np.eye(3), (4, 1))
+stretched = np.broadcast_to(row, (4, 3))
+print(f"D is {D.shape}, each row of it has one 1:")
+print(D.astype(int)[:5], "...")
+assert np.allclose(D @ row, stretched.reshape(12))
+
+# %% [markdown]
+# Let L be the loss, and `dout` = dL / d stretched what comes back, twelve numbers. By the chain rule,
+#
+# dL / d row[j] = sum over i of dout[i] · d stretched[i] / d row[j] = sum over i of dout[i] D[i, j],
+#
+# which is Dᵀ dout. A column of D has a 1 wherever `row[j]` was used, so that this adds up `dout` over all uses. It is
+# what the first program of the tour has shown: a value that is used several times gets the sum.
+
+# %%
+dout = rng.standard_normal((4, 3))
+print(f"by D transposed: {D.T @ dout.reshape(12)}")
+print(f"by adding rows:  {dout.sum(axis=0)}")
+leaf = Tensor(row, requires_grad=True)
+(leaf + Tensor(np.zeros((4, 3)))).backward(dout)
+print(f"by tinyft:       {leaf.grad}")
+assert np.allclose(D.T @ dout.reshape(12), leaf.grad)
+
+# %% [markdown]
+# `_unbroadcast` in `tinyft/ops.py` is this sum for any shapes: over axes that were added in front, and over axes of
+# length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added to (N, C), so that
+# its gradient is the sum over the N rows.
+#
+# ## A matrix product
+#
+# C = A B with A (M, K) and B (K, N). In indices,
+#
+# C[m, n] = sum over k of A[m, k] B[k, n].
+#
+# How does the loss depend on one element A[m, k]? It occurs in all elements of row m of C, each time with the factor
+# B[k, n]. So
+#
+# dA[m, k] = sum over n of dC[m, n] B[k, n], which is row m of dC times row k of B: dA = dC Bᵀ.
+#
+# And B[k, n] occurs in all elements of column n, with the factor A[m, k]:
+#
+# dB[k, n] = sum over m of A[m, k] dC[m, n]: dB = Aᵀ dC.
+#
+# No other order of the three would even have the right shapes: from dC (M, N) and B (K, N) there is one way to get
+# (M, K).
+
+# %%
+M, K, N = 4, 5, 3
+A, B, dC = rng.standard_normal((M, K)), rng.standard_normal((K, N)), rng.standard_normal((M, N))
+dA, dB = np.zeros((M, K)), np.zeros((K, N))
+for m in range(M):
+    for k in range(K):
+        for n in range(N):
+            dA[m, k] += dC[m, n] * B[k, n]
+            dB[k, n] += A[m, k] * dC[m, n]
+
+a, b = Tensor(A, requires_grad=True), Tensor(B, requires_grad=True)
+(a @ b).backward(dC)
+for name, by_loops, by_product, by_tinyft in (("dA", dA, dC @ B.T, a.grad), ("dB", dB, A.T @ dC, b.grad)):
+    print(f"{name} {by_loops.shape}: loops, products and tinyft differ by at most "
+          f"{max(abs(by_loops - by_product).max(), abs(by_loops - by_tinyft).max()):.0e}")
+    assert np.allclose(by_loops, by_product) and np.allclose(by_loops, by_tinyft)
+
+# %% [markdown]
+# Two things follow that matter for speed. The backward pass of a product is two products of the same size, so that a
+# training step costs about three times its forward pass. And each of the two can be left out where nobody wants it: a
+# frozen weight needs no dB, the first layer of a network no dA. tinyft's `matmul` asks (`wanted`).
+#
+# ## A linear layer
+#
+# out = x W + b, with x (N, C), W (C, D), b (D,). All of the above at once.
+
+# %%
+x, W, bias = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((6, 4), (4, 3), (3,)))
+dout = rng.standard_normal((6, 3))
+ops.linear(x, W, bias).backward(dout)
+assert np.allclose(x.grad, dout @ W.data.T)
+assert np.allclose(W.grad, x.data.T @ dout)
+assert np.allclose(bias.grad, dout.sum(axis=0))
+for name, leaf, formula in (("x", x, "dout Wᵀ"), ("W", W, "xᵀ dout"), ("bias", bias, "sum of the rows of dout")):
+    print(f"d{name:<5} {str(leaf.grad.shape):<7} = {formula}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. `x.sum(axis=0)` is a linear map as well. Which matrix S is it, for x (4, 3) laid end to end, and what is Sᵀ
+#    applied to a gradient (3,)? Write `sum_matrix(rows, columns)`, which returns S, and check with it that
+#    `Tensor.sum(axis=0)` and its backward pass do the same.
+# 2. A batch of products, out[b, m, n] = sum over k of A[b, m, k] B[k, n]: B has no b, and is used for all of them.
+#    Derive dA and dB in indices, then write `gradients(A, B, dout)` with `np.einsum`, and compare it with tinyft's
+#    `@`.
+#
+# Answers: `answers/broadcasting.py`. Next: `cross_entropy.py`.

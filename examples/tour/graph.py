@@ -1,0 +1,100 @@
+# %% [markdown]
+# # 1. A graph, and the way back through it
+#
+# You will know afterwards: what a framework writes down while you compute, how it gets from there to the derivative
+# of the result with respect to every input, why the nodes are visited in one particular order, and why gradients add
+# up. `tinyft/tensor.py` does all of it in a hundred lines.
+
+# %%
+from pictures import show
+
+from tinyft import Tensor, draw
+
+# %% [markdown]
+# ## What is written down
+#
+# A `Tensor` is an array that remembers how it was made. Here each holds one number. With `requires_grad=True` we ask
+# for the derivative of the result with respect to it, its *gradient*.
+
+# %%
+a = Tensor(2.0, requires_grad=True)
+b = Tensor(-3.0, requires_grad=True)
+c = Tensor(10.0, requires_grad=True)
+
+product = a * b
+total = product + c
+loss = total * a  # a is used a second time
+
+print(f"product {product.item():g}, total {total.item():g}, loss {loss.item():g}")
+print(f"loss was made by {loss.node.op!r} from: {[getattr(p, 'op', 'a leaf') for p in loss.node.parents]}")
+
+# %% [markdown]
+# Every call of an op left a node: which op it was, where its inputs came from, and a function `backward` that turns
+# the derivative with respect to the op's result into those with respect to its inputs. That is all a graph is. The
+# picture has values in the boxes; the red number on an arrow is what comes *back* along it.
+
+# %%
+names = {"a": a, "b": b, "c": c, "product": product, "total": total, "loss": loss}
+show(draw.graph(loss, names), "graph")
+
+# %% [markdown]
+# ## The same by hand
+#
+# The chain rule, from the end to the beginning. `d_x` is short for d loss / d x, and has the value that the box of x
+# shows as its gradient. For a product, each factor's gradient is the other factor times what comes back; a sum hands
+# on what comes back unchanged.
+
+# %%
+d_loss = 1.0  # d loss / d loss
+d_total = d_loss * a.item()  # loss = total * a
+d_a_from_loss = d_loss * total.item()
+d_product, d_c = d_total, d_total  # total = product + c
+d_a_from_product = d_product * b.item()  # product = a * b
+d_b = d_product * a.item()
+d_a = d_a_from_loss + d_a_from_product
+
+print(f"d_a = {d_a_from_loss:g} + {d_a_from_product:g} = {d_a:g}, d_b = {d_b:g}, d_c = {d_c:g}")
+
+# %% [markdown]
+# `a` is used twice, so that a small change of it reaches the loss on two ways, and the loss changes by the sum of
+# both. That is why gradients add up wherever a value has several users, and why the engine may visit a node only when
+# *all* of its users have been visited: before that, its gradient isn't complete. A node can only use what exists
+# already, so that "from the last one made to the first" is such an order. tinyft numbers the nodes as they are made.
+#
+# Why from the end, when the chain rule works in both directions? From the end, one walk gives the derivative of one
+# number with respect to millions of inputs. From the beginning it would take a walk for each input.
+
+# %%
+loss.backward()
+for name, leaf, by_hand in (("a", a, d_a), ("b", b, d_b), ("c", c, d_c)):
+    print(f"{name}: by hand {by_hand:g}, by the engine {leaf.grad.item():g}")
+    assert leaf.grad == by_hand
+
+# %% [markdown]
+# ## What a gradient is for
+#
+# It says in which direction the loss grows. Against it, the loss falls; that is all that training does, with millions
+# of numbers instead of three. `backward` adds to `.grad`, so that it has to be cleared before the next pass.
+
+# %%
+for step in range(3):
+    loss = (a * b + c) * a
+    for leaf in (a, b, c):
+        leaf.grad = None
+    loss.backward()
+    print(f"step {step}: loss {loss.item():8.4f}")
+    for leaf in (a, b, c):
+        leaf.data = leaf.data - 0.01 * leaf.grad
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. A walk of your own. Write `gradients(last)`, which returns a dict from each leaf Tensor to its gradient, without
+#    calling `last.backward()`: begin with `{last.node: 1.0}`, take the node with the largest `order`, call its
+#    `node.backward(gradient)`, and add what it returns to the entries of `node.parents` (a parent is a Node, a leaf
+#    Tensor, or None). For the loss above, built anew, it must give what `.grad` gives.
+# 2. What goes wrong in another order? For `d = a * a; loss = d * d + d`, with a = 3, find by hand the gradient of `a`
+#    that one gets when the node of `d` is visited as soon as the first of its two users has been, and never again.
+#    Write `hasty(a)`, which returns that wrong gradient, and the right one, as a pair.
+#
+# Answers: `answers/graph.py`. Next: `add_an_op.py`.

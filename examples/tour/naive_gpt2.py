@@ -1,0 +1,139 @@
+# %% [markdown]
+# # 6. GPT-2 in plain ops
+#
+# You will know afterwards: all of GPT-2. This is the model of `tinyft/gpt2.py` written with nothing but `+ * @ exp
+# tanh sum`, one sentence at a time, with the same weights. It gives the same logits and the same gradient for every
+# weight, to ten digits, and it answers. What `gpt2.py` and the kernels add is speed.
+
+# %%
+import math
+
+import numpy as np
+from pictures import SMALL_MODEL, show
+
+from tinyft import GPT2, Tensor, draw, load_model_and_tokenizer, losses, no_grad
+
+small, tokenizer = load_model_and_tokenizer(SMALL_MODEL)
+config = small.config
+fast = GPT2(config, dtype=np.float64)  # the same weights in float64, so that ten digits can be compared
+shipped = dict(small.named_parameters())
+for name, parameter in fast.named_parameters():
+    parameter.data[...] = shipped[name].data
+weights = {name: Tensor(parameter.data.copy(), requires_grad=True) for name, parameter in fast.named_parameters()}
+for name in [name for name in weights if name.startswith(("wte", "wpe", "h.0.", "ln_f"))]:
+    print(f"{name:<22} {weights[name].shape}")
+print(f"and {config.n_layer - 1} more blocks like h.0: {sum(w.size for w in weights.values()):,} weights in all")
+
+# %% [markdown]
+# ## The model
+#
+# Letters: T tokens, C channels, H heads of D = C / H, V words. A token becomes its row of the table `wte`, plus the
+# row of `wpe` for its place. Each block adds twice to this stream x (T, C): what a token takes from others
+# (attention), and what it makes of that by itself (MLP, 4C wide). The last norm, and the product with the table
+# again, give a score for each word of the vocabulary.
+
+
+# %%
+def layer_norm(x, name):
+    """(T, C): each row to mean 0 and variance 1, then scaled and shifted."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    scaled = centred * (variance + config.layer_norm_epsilon) ** -0.5
+    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def linear(x, name):
+    """(T, C) -> (T, D)"""
+    return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def gelu(x):
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))): passes what is well above 0, and little else."""
+    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
+
+
+def softmax(x):
+    """Over the last axis. The largest is subtracted as a plain number: it cancels, in the gradient too."""
+    exp = (x - x.data.max(axis=-1, keepdims=True)).exp()
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def attention(x, name):
+    """(T, C) -> (T, C)"""
+    T, C = x.shape
+    H = config.n_head
+    qkv = linear(x, f"{name}.c_attn").reshape(T, 3, H, C // H).transpose(1, 2, 0, 3)  # (3, H, T, D)
+    scores = qkv[0] @ qkv[1].transpose(0, 2, 1) * (C // H) ** -0.5  # (H, T, T)
+    scores = scores + np.where(np.tri(T, dtype=bool), 0.0, -np.inf)
+    mixed = softmax(scores) @ qkv[2]  # (H, T, D)
+    return linear(mixed.transpose(1, 0, 2).reshape(T, C), f"{name}.c_proj")
+
+
+def mlp(x, name):
+    """(T, C) -> (T, C)"""
+    return linear(gelu(linear(x, f"{name}.c_fc")), f"{name}.c_proj")
+
+
+def gpt2(ids):
+    """Token ids (T,) -> logits of the next token (T, V)."""
+    x = weights["wte.weight"][ids] + weights["wpe.weight"][np.arange(len(ids))]
+    for layer in range(config.n_layer):
+        x = x + attention(layer_norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
+        x = x + mlp(layer_norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp")
+    return layer_norm(x, "ln_f") @ weights["wte.weight"].T
+
+
+# %% [markdown]
+# ## The same logits, and the same gradients
+#
+# The table `wte` is used at both ends, so that its gradient is the sum of two. `GPT2.loss` drops, shares and fuses
+# whatever it can; the numbers must not notice.
+
+# %%
+ids = np.array(tokenizer.encode("A lemon is yellow. A banana is yellow. A carrot is orange."))
+logits = gpt2(ids[:-1])
+assert np.allclose(logits.data, fast(ids[:-1]).data[0], rtol=1e-10, atol=1e-10)
+
+loss = losses.cross_entropy(logits, ids[1:])
+loss.backward()
+fast_loss = fast.loss(ids[:-1], ids[1:])
+fast_loss.backward()
+assert np.isclose(loss.item(), fast_loss.item(), rtol=1e-12)
+for name, parameter in fast.named_parameters():
+    assert np.allclose(weights[name].grad, parameter.grad, rtol=1e-8, atol=1e-10), name
+print(f"logits {logits.shape}, loss {loss.item():.6f} and all {len(weights)} gradients: the same to ten digits")
+
+# %% [markdown]
+# ## One block as a graph
+#
+# Boxes are ops. This is what the backward pass walks through in one head-sized piece of it, the norm:
+
+# %%
+x = Tensor(np.ones((4, config.n_embd)), requires_grad=True)
+norm = {"x": x, "weight": weights["ln_f.weight"], "bias": weights["ln_f.bias"]}
+show(draw.graph(layer_norm(x, "ln_f"), norm, gradients=False), "naive_gpt2")
+
+# %% [markdown]
+# ## It writes
+#
+# The likeliest token is appended, again and again. (Every step computes all tokens anew; `tinyft/inference/` keeps
+# keys and values instead.)
+
+# %%
+ids = tokenizer.encode("The capital of France is")
+with no_grad():
+    for _ in range(6):
+        ids.append(int(gpt2(np.array(ids)).data[-1].argmax()))
+print(tokenizer.decode(ids))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. How many weights has a GPT-2 of any shape? Write `count(V, P, C, L)`, for V words, P places, C channels and L
+#    layers, from the shapes that are printed above. It must give the number above, and 124,439,808 for GPT-2 (V =
+#    50257, P = 1024, C = 768, L = 12).
+# 2. What does a block do to a sentence whose tokens change places? Without `wpe` and without the mask, attention
+#    doesn't know about order. Write `unordered(x, Q, K, V)`, for x (T, C) and matrices (C, D), one head without a
+#    mask, in NumPy, and show that permuting the rows of x permutes the rows of the result, and does nothing else.
+#
+# Answers: `answers/naive_gpt2.py`. Next: `training_step.py`.

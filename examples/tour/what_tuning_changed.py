@@ -1,0 +1,114 @@
+# %% [markdown]
+# # 9. What tuning changed
+#
+# You will know afterwards: how few seconds it takes until a model that continues texts answers questions; which
+# weights moved and how far; what the same prompt attends to before and after; and at which layer the answer appears.
+# This is the end of the tour: from `a * b` to a model that answers.
+
+# %%
+import numpy as np
+from matplotlib.figure import Figure
+from pictures import ROOT, SMALL_MODEL, show
+
+from tinyft import AdamW, InstructionSet, Progress, Settings, ask, draw, load_model_and_tokenizer, read_entries, train
+from tinyft.data.entries import Turn
+from tinyft.data.prompts import encode_prompt
+from tinyft.train import Stepped
+
+before, tokenizer = load_model_and_tokenizer(SMALL_MODEL)
+after, _ = load_model_and_tokenizer(SMALL_MODEL)
+entries = read_entries([ROOT / "examples" / "data" / "train.json"])
+print(f"{len(entries)} entries, such as {entries[2].instruction!r} -> {entries[2].output!r}")
+
+# %% [markdown]
+# ## Tuning
+#
+# The shipped model was trained to continue simple texts and has never seen an instruction. 150 steps of the last
+# program, with 8 entries each; `train` yields what happens.
+
+# %% tags=["varies"]
+data = InstructionSet(entries, tokenizer, mask_prompt=True, max_length=before.config.n_positions)
+settings = Settings(batch_size=8, learning_rate=3e-4, max_steps=150, evaluate_every=1000)
+losses = []
+for event in train(after, AdamW(after), data, None, settings, Progress(), np.random.default_rng(0)):
+    if isinstance(event, Stepped):
+        losses.append(event.loss)
+for step in (0, 25, 50, 100, 149):
+    print(f"step {step:>3}: loss {np.mean(losses[max(0, step - 4):step + 5]):.3f}")
+
+# %% tags=["varies"]
+questions = ["What is the capital of Spain?", "Give the opposite of the word \"early\".", "How does a cow sound?"]
+for question in questions:
+    for name, model in (("before", before), ("after", after)):
+        answer = ask(model, tokenizer, question, max_new_tokens=12)
+        print(f"{question:<42} {name:>6}: {' '.join(answer.split())}")
+
+# %% [markdown]
+# ## Which weights moved
+#
+# The change of a matrix, as a share of its length: |after - before| / |before|. Tuning changes weights little. What
+# the model knows was there before; tuning teaches it to say it when it is asked.
+
+# %% tags=["varies"]
+KINDS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+old = {name: parameter.data for name, parameter in before.named_parameters()}
+moved = {name: np.linalg.norm(parameter.data - old[name]) / np.linalg.norm(old[name])
+         for name, parameter in after.named_parameters() if parameter.ndim == 2}
+table = np.array([[moved[f"h.{layer}.{kind}.weight"] for kind in KINDS] for layer in range(before.config.n_layer)])
+print(f"tokens {moved['wte.weight']:.1%}, positions {moved['wpe.weight']:.1%}, blocks:")
+print(f"{'':>8}" + "".join(f"{kind:>13}" for kind in KINDS))
+for layer, row in enumerate(table):
+    print(f"layer {layer + 1:>2}" + "".join(f"{share:>13.1%}" for share in row))
+figure = Figure(figsize=(6, 3), layout="constrained")
+axes = figure.subplots()
+picture = axes.imshow(100 * table, cmap="Oranges", vmin=0)
+axes.set_xticks(range(len(KINDS)), KINDS)
+axes.set_yticks(range(len(table)), [f"layer {layer + 1}" for layer in range(len(table))])
+figure.colorbar(picture, label="change in percent")
+show(figure, "what_tuning_changed")
+
+# %% [markdown]
+# ## What it attends to
+#
+# The same prompt in both models. For each head, how different are the two maps of attention? Half the sum of
+# |difference| of a row is the share of its attention that went elsewhere.
+
+# %% tags=["varies"]
+ids = encode_prompt([Turn("user", questions[0])], data.style, tokenizer)
+tokens = [tokenizer.decode([token]) for token in ids]
+views = {name: draw.look(model, ids) for name, model in (("before", before), ("after", after))}
+elsewhere = 0.5 * abs(views["after"].attention - views["before"].attention)[:, :, -1].sum(axis=-1)  # (L, H)
+layer, head = np.unravel_index(elsewhere.argmax(), elsewhere.shape)
+print(f"attention of the prompt's last token that went elsewhere, by layer: {np.round(elsewhere.mean(axis=1), 2)}")
+print(f"most of all in layer {layer + 1}, head {head + 1}, where it looks at")
+for name, view in views.items():
+    row = view.attention[layer, head, -1]
+    print(f"{name:>8}: " + ", ".join(f"{tokens[j]!r} ({row[j]:.0%})" for j in np.argsort(-row)[:4]))
+
+# %% [markdown]
+# ## Where the answer appears
+#
+# The stream behind the prompt's last token, read after each layer as if it were the end: the likeliest next token,
+# and its probability.
+
+# %% tags=["varies"]
+for level in range(before.config.n_layer + 1):
+    where = f"layer {level}" if level else "embeddings"
+    said = [f"{name}: {tokenizer.decode([view.likeliest[level, -1, 0]])!r} {view.probabilities[level, -1, 0]:.0%}"
+            for name, view in views.items()]
+    print(f"{where:>10}  {said[0]:<24}{said[1]}")
+texts = [[tokenizer.decode([token]) for token in row] for row in views["after"].likeliest[:, :, 0]]
+show(draw.lens(views["after"], tokens, texts), "what_tuning_changed_lens")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Is it the change's direction or its length that matters? Write `between(before, after, share)`, which returns a
+#    model with the weights (1 - share) before + share after, and look at its replies for shares of 0.5 and 1.5. (With
+#    0 and 1 the logits must be those of the two.)
+# 2. The change of a matrix has rank min(rows, columns) at most. Is it that many? Write `rank_for(change, share)`: how
+#    many of the largest singular values (`np.linalg.svd`) does it take until their squares sum to that share of all?
+#    Small numbers are why LoRA works, which learns a change of rank 8 from the beginning (`tinyft/lora.py`).
+#
+# Answers: `answers/what_tuning_changed.py`. Where to go on: `python examples/finetune_alpaca.py`, and the table "Read
+# it" in the README.
