@@ -25,12 +25,14 @@ def load(path: Path):
     return module
 
 
+# Whoever has solved the exercises can have the same tests look at a folder of their own, with files of the same names.
+ANSWERS = Path(os.environ.get("TINYFT_TOUR_ANSWERS", TOUR / "answers"))
 make_notebooks = load(TOUR / "make_notebooks.py")
 PROGRAMS = make_notebooks.PROGRAMS
 
 
 def answers(name):
-    return load(TOUR / "answers" / f"{name}.py")
+    return load(ANSWERS / f"{name}.py")
 
 
 def cells(name) -> list[tuple[str, str, list[str]]]:
@@ -93,7 +95,8 @@ def test_a_program_runs_from_anywhere(name, tmp_path):
     done = subprocess.run([sys.executable, TOUR / f"{name}.py"], cwd=tmp_path, env=environment, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
-    said = [line.rsplit("/", 1)[1] for line in done.stdout.splitlines() if line.startswith("picture: ")]
+    lines = [line.removeprefix("picture: ") for line in done.stdout.splitlines() if line.startswith("picture: ")]
+    said = [Path(line).name for line in lines]
     assert sorted(said) == sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
     assert all((tmp_path / "pictures" / picture).read_bytes().startswith(b"\x89PNG") for picture in said)
 
@@ -140,7 +143,7 @@ def test_graph_1(rng):
     def loss():
         return (a * b + c) * a
 
-    found = answers("graph").first(loss())
+    found = answers("graph").gradients(loss())
     loss().backward()
     assert len(found) == 3 and all(found[leaf] == leaf.grad for leaf in (a, b, c))
 
@@ -149,7 +152,7 @@ def test_graph_2():
     a = Tensor(3.0, requires_grad=True)
     d = a * a
     (d * d + d).backward()
-    assert answers("graph").second(3.0) == (6.0, a.grad.item()) == (6.0, 114.0)
+    assert answers("graph").hasty(3.0) == (6.0, a.grad.item()) == (6.0, 114.0)
 
 
 def test_add_an_op_1(rng):

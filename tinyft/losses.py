@@ -42,9 +42,8 @@ def cross_entropy(logits, targets):
     losses, dlogits = cross_entropy_and_gradient(as_rows(logits), flat_targets, 1 / max(1, live))
 
     def backward(dout):
-        if dout != 1:  # in place, since a graph is walked back only once
-            np.multiply(dlogits, dout, out=dlogits)
-        return Donated(dlogits.reshape(logits.shape)), None
+        scaled = dlogits if dout == 1 else dlogits * dout
+        return Donated(scaled.reshape(logits.shape)), None
 
     return losses.sum() / logits.dtype.type(max(1, live)), backward
 
@@ -96,9 +95,8 @@ def linear_cross_entropy(hidden, weight, targets, *, counts=None, total=None, wa
         if wants_hidden:
             dhidden = np.zeros_like(hidden)
             dhidden[live] = drows * dout
-        if wants_weight and dout != 1:  # in place, since a graph is walked back only once
-            np.multiply(dweight, dout, out=dweight)
-        return dhidden, (Donated(dweight) if wants_weight else None), None
+        scaled = dweight if not wants_weight or dout == 1 else dweight * dout
+        return dhidden, (Donated(scaled) if wants_weight else None), None
 
     return weight.dtype.type(loss / total), backward
 

@@ -7,6 +7,8 @@
 
 # %%
 import numpy as np
+from matplotlib.figure import Figure
+from pictures import show
 
 from tinyft import Tensor, gradcheck, op
 
@@ -68,9 +70,17 @@ def measured_slope(x, h, dtype):
 s = 1 / (1 + np.exp(-0.7))
 slope = s + 0.7 * s * (1 - s)
 print("error of the measured slope    float64    float32")
-for h in (1e-1, 1e-3, 1e-5, 1e-7):
-    errors = [abs(measured_slope(0.7, h, dtype) - slope) for dtype in (np.float64, np.float32)]
-    print(f"h = {h:.0e}                      {errors[0]:.0e}      {errors[1]:.0e}")
+steps = 10.0 ** -np.arange(1, 11)
+errors = {dtype: [abs(measured_slope(0.7, h, dtype) - slope) for h in steps] for dtype in ("float64", "float32")}
+for i in (0, 2, 4, 6):
+    print(f"h = {steps[i]:.0e}                      {errors['float64'][i]:.0e}      {errors['float32'][i]:.0e}")
+figure = Figure(figsize=(6, 3), layout="constrained")
+axes = figure.subplots()
+for dtype, values in errors.items():
+    axes.loglog(steps, values, marker="o", label=dtype)
+axes.set(xlabel="width h of the step", ylabel="error of the slope")
+axes.legend()
+show(figure, "add_an_op")
 
 # %% [markdown]
 # In float64 a step of 1e-5 leaves eleven correct digits. In float32 the best step leaves five, and one must know
@@ -80,7 +90,7 @@ for h in (1e-1, 1e-3, 1e-5, 1e-7):
 # %%
 array = rng.standard_normal((3, 4))
 gradcheck(silu, [array])
-print("silu: the gradient agrees with central differences")
+print("silu: the gradient agrees with central differences: 24 calls of silu for 12 elements, beside one of backward")
 try:
     gradcheck(wrong_silu, [array])
 except AssertionError as error:

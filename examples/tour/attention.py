@@ -18,8 +18,14 @@ tokens = [tokenizer.decode([token]) for token in ids]
 T, C, H, L = len(ids), model.config.n_embd, model.config.n_head, model.config.n_layer
 D = C // H
 print(f"T = {T} tokens, C = {C} channels, H = {H} heads of D = {D} channels, L = {L} layers")
+print("token and id:", ", ".join(f"{token!r} {i}" for token, i in zip(tokens, ids, strict=True)))
 
 # %% [markdown]
+# ## A mean of the past
+#
+# A token is to learn from those before it. The plainest way is the mean of them all: a matrix of weights, 1 / (i + 1)
+# up to column i in row i, times the tokens. Attention is this mean with weights that the tokens choose themselves.
+#
 # ## Looking things up
 #
 # After some layers each token is a vector of C numbers. In a block, the layer `c_attn` makes three of it: a *query*,
@@ -54,13 +60,19 @@ print(f"qkv {qkv.shape}; of one head: Q {Q.shape}, K {K.shape}, V {V.shape}")
 # %%
 S = Q @ K.T / np.sqrt(D)
 S[~np.tri(T, dtype=bool)] = -np.inf
-lse = np.log(np.exp(S).sum(axis=1))
+top = S.max(axis=1)
+lse = top + np.log(np.exp(S - top[:, None]).sum(axis=1))  # the logarithm of the sum of exp(S), without overflow
 P = np.exp(S - lse[:, None])
 out = P @ V
 
 tensor = Tensor(qkv, requires_grad=True)
 ours = ops.causal_attention(tensor, n_head=H, segments=segments_of([T]))
 assert np.allclose(out, ours.data[:, channels])
+alike = np.where(np.tri(T, dtype=bool), 1 / np.arange(1, T + 1)[:, None], 0)  # what equal scores would give
+sharp = np.exp(np.sqrt(D) * (S - top[:, None]))  # and what scores would give that aren't divided
+sharp /= sharp.sum(axis=1, keepdims=True)
+for name, weights in (("with equal scores", alike), ("here", P), ("if they weren't divided", sharp)):
+    print(f"the largest weight of a row, on average, {name}: {weights.max(axis=1).mean():.2f}")
 print(f"S and P {P.shape}, out {out.shape}: the same as tinyft's")
 
 # %% [markdown]
@@ -71,7 +83,7 @@ print(f"S and P {P.shape}, out {out.shape}: the same as tinyft's")
 
 # %%
 inside = draw.look(model, ids)
-show(draw.attention_maps(inside, tokens, layers=[LAYER], heads=[HEAD]), "attention")
+show(draw.attention_maps(inside, lambda token: tokenizer.decode([token]), layers=[LAYER], heads=[HEAD]), "attention")
 assert np.allclose(inside.attention[LAYER, HEAD], P, atol=1e-5)
 for name in (" banana", " carrot"):
     at = tokens.index(" is", tokens.index(name))
@@ -89,7 +101,7 @@ for name in (" banana", " carrot"):
 # The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] dout · V[j] = dout · out: it
 # needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: P = exp(S
 # - lse) forms it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a thousand
-# times as many).
+#   times as many).
 
 # %%
 dout = np.random.default_rng(0).standard_normal((T, C))

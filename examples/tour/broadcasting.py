@@ -7,6 +7,8 @@
 
 # %%
 import numpy as np
+from matplotlib.figure import Figure
+from pictures import show
 
 from tinyft import Tensor, ops
 
@@ -23,9 +25,12 @@ rng = np.random.default_rng(0)
 row = rng.standard_normal(3)
 D = np.tile(np.eye(3), (4, 1))
 stretched = np.broadcast_to(row, (4, 3))
-print(f"D is {D.shape}, each row of it has one 1:")
-print(D.astype(int)[:5], "...")
 assert np.allclose(D @ row, stretched.reshape(12))
+figure = Figure(figsize=(6, 3), layout="constrained")
+for axes, matrix, title in zip(figure.subplots(1, 2), (D, D.T), ("D (12, 3)", "D transposed (3, 12)"), strict=True):
+    axes.imshow(matrix, cmap="Blues", vmax=1.5)
+    axes.set(title=title, xticks=range(matrix.shape[1]), yticks=range(matrix.shape[0]))
+show(figure, "broadcasting")
 
 # %% [markdown]
 # Let L be the loss, and `dout` = dL / d stretched what comes back, twelve numbers. By the chain rule,
@@ -83,6 +88,18 @@ for name, by_loops, by_product, by_tinyft in (("dA", dA, dC @ B.T, a.grad), ("dB
     print(f"{name} {by_loops.shape}: loops, products and tinyft differ by at most "
           f"{max(abs(by_loops - by_product).max(), abs(by_loops - by_tinyft).max()):.0e}")
     assert np.allclose(by_loops, by_product) and np.allclose(by_loops, by_tinyft)
+
+# %% [markdown]
+# A linear map J and its transpose belong together by one equation: for any two vectors, u · (J v) = (Jᵀ u) · v. So
+# the backward pass of a linear op can be checked with two random vectors and no differences at all: the forward pass
+# gives J v, the backward pass Jᵀ u.
+
+# %%
+v, u = rng.standard_normal((M, K)), rng.standard_normal((M, N))
+x = Tensor(v, requires_grad=True)
+out = x @ Tensor(B)
+out.backward(u)
+print(f"u · (J v) = {np.sum(u * out.data):.10f}\n(Jᵀ u) · v = {np.sum(x.grad * v):.10f}")
 
 # %% [markdown]
 # Two things follow that matter for speed. The backward pass of a product is two products of the same size, so that a

@@ -17,9 +17,9 @@ from tinyft import Tensor, draw
 # for the derivative of the result with respect to it, its *gradient*.
 
 # %%
-a = Tensor(2.0, requires_grad=True)
-b = Tensor(-3.0, requires_grad=True)
-c = Tensor(10.0, requires_grad=True)
+a = Tensor(3.0, requires_grad=True)
+b = Tensor(-2.0, requires_grad=True)
+c = Tensor(11.0, requires_grad=True)
 
 product = a * b
 total = product + c
@@ -30,15 +30,32 @@ print(f"loss was made by {loss.node.op!r} from: {[getattr(p, 'op', 'a leaf') for
 
 # %% [markdown]
 # Every call of an op left a node: which op it was, where its inputs came from, and a function `backward` that turns
-# the derivative with respect to the op's result into those with respect to its inputs. That is all a graph is. The
-# picture has values in the boxes; the red number on an arrow is what comes *back* along it.
+# the derivative with respect to the op's result into those with respect to its inputs. That is all a graph is, and it
+# is of what *ran*: a loop, a condition or a recursion leaves its calls, one after the other. The picture has values
+# in the boxes; the red number on an arrow is what comes *back* along it, and the ops are numbered in the order of the
+# way back.
 
 # %%
 names = {"a": a, "b": b, "c": c, "product": product, "total": total, "loss": loss}
 show(draw.graph(loss, names), "graph")
 
 # %% [markdown]
-# ## The same by hand
+# ## What a gradient is
+#
+# If `a` changes a little, by how many times as much does the loss change? That can be measured, before any theory:
+# change one input, compute again, divide.
+
+# %%
+def compute(a, b, c):
+    """The same with plain numbers."""
+    return (a * b + c) * a
+
+
+for name, nudged in (("a", (3.001, -2, 11)), ("b", (3, -1.999, 11)), ("c", (3, -2, 11.001))):
+    print(f"{name} + 0.001: the loss changes by {(compute(*nudged) - compute(3, -2, 11)) / 0.001:6.3f} times as much")
+
+# %% [markdown]
+# ## The same by the chain rule
 #
 # The chain rule, from the end to the beginning. `d_x` is short for d loss / d x, and has the value that the box of x
 # shows as its gradient. For a product, each factor's gradient is the other factor times what comes back; a sum hands
@@ -71,7 +88,7 @@ for name, leaf, by_hand in (("a", a, d_a), ("b", b, d_b), ("c", c, d_c)):
     assert leaf.grad == by_hand
 
 # %% [markdown]
-# ## What a gradient is for
+# ## What it is for
 #
 # It says in which direction the loss grows. Against it, the loss falls; that is all that training does, with millions
 # of numbers instead of three. `backward` adds to `.grad`, so that it has to be cleared before the next pass.

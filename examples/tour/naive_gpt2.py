@@ -9,9 +9,10 @@
 import math
 
 import numpy as np
+from matplotlib.figure import Figure
 from pictures import SMALL_MODEL, show
 
-from tinyft import GPT2, Tensor, draw, load_model_and_tokenizer, losses, no_grad
+from tinyft import GPT2, Tensor, load_model_and_tokenizer, losses, no_grad, ops
 
 small, tokenizer = load_model_and_tokenizer(SMALL_MODEL)
 config = small.config
@@ -104,14 +105,40 @@ for name, parameter in fast.named_parameters():
 print(f"logits {logits.shape}, loss {loss.item():.6f} and all {len(weights)} gradients: the same to ten digits")
 
 # %% [markdown]
-# ## One block as a graph
-#
-# Boxes are ops. This is what the backward pass walks through in one head-sized piece of it, the norm:
+# Only attention lets tokens see each other, and only earlier ones. So another last token can't change what comes
+# before it; that is why `GPT2.loss` may drop all that stands after a row's last target.
 
 # %%
-x = Tensor(np.ones((4, config.n_embd)), requires_grad=True)
-norm = {"x": x, "weight": weights["ln_f.weight"], "bias": weights["ln_f.bias"]}
-show(draw.graph(layer_norm(x, "ln_f"), norm, gradients=False), "naive_gpt2")
+other = ids[:-1].copy()
+other[-1] = ids[0]
+assert np.array_equal(gpt2(other).data[:-1], logits.data[:-1]) and not np.array_equal(gpt2(other).data, logits.data)
+print("another last token: all earlier logits stay as they were")
+
+# %% [markdown]
+# ## The norm, three ways
+#
+# Above, `layer_norm` is nine plain ops, and the engine finds its gradient from theirs; each keeps arrays of its own
+# until then. The fused op keeps x and two numbers a row (mean and 1 / standard deviation), and has its gradient
+# derived once: with n the normalised row and g = dout · weight,
+#
+# dx = (g - mean(g) - n mean(g n)) / standard deviation.
+#
+# The norm makes a row blind to two changes, adding to all of it and stretching it; the two means take these out of
+# the gradient. `derivations.md` has the steps.
+
+# %%
+x, dout = (np.random.default_rng(seed).standard_normal((5, config.n_embd)) for seed in (1, 2))
+weight, bias = weights["ln_f.weight"], weights["ln_f.bias"]
+gradients = []
+for norm in (lambda x: layer_norm(x, "ln_f"), lambda x: ops.layer_norm(x, weight, bias)):
+    leaf = Tensor(x, requires_grad=True)
+    norm(leaf).backward(dout)
+    gradients.append(leaf.grad)
+std = np.sqrt(x.var(axis=1, keepdims=True) + config.layer_norm_epsilon)
+n, g = (x - x.mean(axis=1, keepdims=True)) / std, dout * weight.data
+gradients.append((g - g.mean(axis=1, keepdims=True) - n * (g * n).mean(axis=1, keepdims=True)) / std)
+assert np.allclose(gradients[0], gradients[1]) and np.allclose(gradients[0], gradients[2])
+print("plain ops, the fused op and the formula: the same gradient")
 
 # %% [markdown]
 # ## It writes
@@ -125,6 +152,13 @@ with no_grad():
     for _ in range(6):
         ids.append(int(gpt2(np.array(ids)).data[-1].argmax()))
 print(tokenizer.decode(ids))
+likely = logits.data[4]  # after "A lemon is yellow."
+best = np.argsort(-likely)[:8]
+shares = np.exp(likely[best] - likely.max()) / np.exp(likely - likely.max()).sum()
+figure = Figure(figsize=(6, 2.5), layout="constrained")
+figure.subplots().bar([repr(tokenizer.decode([token])) for token in best], shares)
+figure.axes[0].set_title("what may come after " + repr(tokenizer.decode(other[:5])))
+show(figure, "naive_gpt2")
 
 # %% [markdown]
 # ## Exercises

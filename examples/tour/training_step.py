@@ -53,6 +53,11 @@ C, V = model.config.n_embd, model.config.vocab_size
 print(f"{inputs.size} places in the batch, N = {segments.starts[-1]} tokens to compute, C = {C}")
 print(f"each block: qkv (N, {3 * C}), hidden layer (N, {4 * C}), x (N, {C})")
 print(f"output layer: ({np.count_nonzero(targets != -100)}, {C}) times the table transposed ({C}, {V})")
+n_block = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h."))
+for what, n, n_out in (("as they stand, padded", inputs.size, inputs.size),
+                       ("computed", segments.starts[-1], np.count_nonzero(targets != -100))):
+    print(f"products of a step, both ways, {what}: {6 * (n_block * n + C * V * n_out) / 1e9:.1f} GFLOP")
+print(f"memory: 16 bytes for each of {model.n_parameters():,} weights (itself, gradient, two means)")
 loss = model.loss(inputs, targets)
 before = loss.item()
 print(f"loss {before:.3f}; a guess among {V} words would have {np.log(V):.3f}")
@@ -99,8 +104,11 @@ assert after < before
 # %% [markdown]
 # ## Where the milliseconds go
 #
-# A step again, with a clock around each op's backward function. Products (`linear`) have most of it, which is why the
-# next program is about them.
+# Steps again, with a clock around each op's backward function. Products (`linear`, and the gradients of weights,
+# which are formed right where they belong) have most of it, which is why the next program is about them. The loss
+# hardly shows, since `linear_cross_entropy` forms its gradients in the forward pass, while a chunk of logits is at
+# hand. All of them are steps on the same eight entries, so that the model learns these by heart: the cheapest test
+# that a training loop works.
 
 # %% tags=["varies"]
 seconds = defaultdict(float)
@@ -134,6 +142,7 @@ for round in range(12):
 inside = sum(s for part, s in seconds.items() if part.startswith("backward: "))
 seconds["backward: gradients of weights"] = seconds.pop("backward") - inside
 parts = {part: 100 * s for part, s in sorted(seconds.items(), key=lambda item: item[1])}  # ms of one of ten steps
+print(f"loss on these eight entries now: {loss.item():.3f}")
 for part, ms in reversed(parts.items()):
     print(f"{part:<32} {ms:6.2f} ms")
 figure = Figure(figsize=(7, 3), layout="constrained")

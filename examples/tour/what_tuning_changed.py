@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from pictures import ROOT, SMALL_MODEL, show
 
-from tinyft import AdamW, InstructionSet, Progress, Settings, ask, draw, load_model_and_tokenizer, read_entries, train
+from tinyft import AdamW, InstructionSet, Progress, Settings, draw, load_model_and_tokenizer, read_entries, reply_all
 from tinyft.data.entries import Turn
 from tinyft.data.prompts import encode_prompt
-from tinyft.train import Stepped
+from tinyft.train import Stepped, train
 
 before, tokenizer = load_model_and_tokenizer(SMALL_MODEL)
 after, _ = load_model_and_tokenizer(SMALL_MODEL)
@@ -37,11 +37,15 @@ for step in (0, 25, 50, 100, 149):
     print(f"step {step:>3}: loss {np.mean(losses[max(0, step - 4):step + 5]):.3f}")
 
 # %% tags=["varies"]
-questions = ["What is the capital of Spain?", "Give the opposite of the word \"early\".", "How does a cow sound?"]
-for question in questions:
-    for name, model in (("before", before), ("after", after)):
-        answer = ask(model, tokenizer, question, max_new_tokens=12)
-        print(f"{question:<42} {name:>6}: {' '.join(answer.split())}")
+unseen = [entry for entry in read_entries([ROOT / "examples" / "data" / "test_items.json"])
+          if entry.family.startswith("learnable/")][:100]
+prompts = [encode_prompt(entry.turns[:1], data.style, tokenizer) for entry in unseen]
+for name, model in (("before", before), ("after", after)):
+    replies = reply_all(model, tokenizer, prompts, max_new_tokens=20)
+    right = sum(reply == entry.output for reply, entry in zip(replies, unseen, strict=True))
+    print(f"{name}: {right} of {len(unseen)} replies are right, such as")
+    for entry, reply in zip(unseen[:4], replies, strict=False):
+        print(f"    {entry.instruction[:60]:<60}  {' '.join(reply.split())[:40]}")
 
 # %% [markdown]
 # ## Which weights moved
@@ -74,7 +78,7 @@ show(figure, "what_tuning_changed")
 # |difference| of a row is the share of its attention that went elsewhere.
 
 # %% tags=["varies"]
-ids = encode_prompt([Turn("user", questions[0])], data.style, tokenizer)
+ids = encode_prompt([Turn("user", "What is the capital of Spain?")], data.style, tokenizer)
 tokens = [tokenizer.decode([token]) for token in ids]
 views = {name: draw.look(model, ids) for name, model in (("before", before), ("after", after))}
 elsewhere = 0.5 * abs(views["after"].attention - views["before"].attention)[:, :, -1].sum(axis=-1)  # (L, H)
@@ -97,8 +101,7 @@ for level in range(before.config.n_layer + 1):
     said = [f"{name}: {tokenizer.decode([view.likeliest[level, -1, 0]])!r} {view.probabilities[level, -1, 0]:.0%}"
             for name, view in views.items()]
     print(f"{where:>10}  {said[0]:<24}{said[1]}")
-texts = [[tokenizer.decode([token]) for token in row] for row in views["after"].likeliest[:, :, 0]]
-show(draw.lens(views["after"], tokens, texts), "what_tuning_changed_lens")
+show(draw.lens(views["after"], lambda token: tokenizer.decode([token])), "what_tuning_changed_lens")
 
 # %% [markdown]
 # ## Exercises

@@ -3,5 +3,6 @@
 from .graph import graph
 from .inside import Inside, look
 from .maps import attention_maps, lens
+from .page import page
 
-__all__ = ["Inside", "attention_maps", "graph", "lens", "look"]
+__all__ = ["Inside", "attention_maps", "graph", "lens", "look", "page"]

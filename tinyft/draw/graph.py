@@ -4,6 +4,7 @@ A node keeps no result, only what its backward pass needs, so that a box has a v
 Gradients are formed for the picture by the nodes' own backward functions; nothing is freed and no `.grad` changes.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,7 +34,8 @@ def graph(last: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients:
     """Draw the graph that ends in `last`, from left to right; a matplotlib Figure.
 
     names: tensors to be called by name; where such a one has a single element, its value is shown. gradients: whether
-    to show d last / d box, with what comes back along each arrow; by default where `last` has a single element.
+    to show d last / d box, with what comes back along each arrow, and to number the ops in the order of the backward
+    pass; by default where `last` has a single element.
     graphviz places the boxes if it is installed. RuntimeError for a tensor without a graph, or whose graph a
     backward pass has freed; ValueError for more than MOST_NODES boxes.
     """
@@ -98,9 +100,12 @@ def _add_gradients(order: list[Node | Tensor], boxes: list[Box], gradient: np.nd
             if flow is not None:
                 so_far = boxes[parent].gradient
                 boxes[parent].gradient = flow if so_far is None else so_far + flow
-    for box in boxes:
+    visits = itertools.count(1)
+    for box in reversed(boxes):
         if box.gradient is not None:
             box.lines.append(f"gradient {_short(box.gradient)}")
+            if not box.is_leaf:
+                box.lines[0] = f"{next(visits)}. {box.lines[0]}"
 
 
 def _as_array(gradient, like: Node | Tensor) -> np.ndarray | None:

@@ -36,7 +36,8 @@ def look(model: GPT2, ids: np.ndarray | list[int], most: int = 5) -> Inside:
     """
     ids = np.asarray(ids, np.int64)
     if ids.ndim != 1 or not 1 <= len(ids) <= model.config.n_positions:
-        raise ValueError(f"draw.look: ids are {ids.shape}, expected one row of 1 to {model.config.n_positions} tokens")
+        raise ValueError(f"draw.look: ids are {ids.shape}, expected one row of 1 to {model.config.n_positions} tokens, "
+                         "the model's context")
     segments, attention = segments_of([len(ids)]), []
     with no_grad():
         x = model.wte(ids) + model.wpe(np.arange(len(ids)))

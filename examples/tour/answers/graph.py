@@ -6,7 +6,7 @@ from tinyft import Tensor
 from tinyft.tensor import Node
 
 
-def first(last: Tensor) -> dict[Tensor, np.ndarray]:
+def gradients(last: Tensor) -> dict[Tensor, np.ndarray]:
     """1. The gradient of every leaf below `last`, without `last.backward()`."""
     sums: dict[Node | Tensor, np.ndarray] = {last.node: np.ones_like(last.data)}
     leaves: dict[Tensor, np.ndarray] = {}
@@ -23,7 +23,7 @@ def first(last: Tensor) -> dict[Tensor, np.ndarray]:
     return leaves
 
 
-def second(a: float) -> tuple[float, float]:
+def hasty(a: float) -> tuple[float, float]:
     """2. d loss / d a of d = a * a, loss = d * d + d: when d goes on too early, and when it waits for both users.
 
     The walk begins at the sum and hands 1 to the product d * d and 1 to d itself. If d went on with that 1 alone, a
