@@ -94,7 +94,8 @@ def main() -> None:
     models, wanted = [model for model in (options.compare, options.model) if model], chosen_tasks(options)
     folders, names = [find_model(model) for model in models], names_for(models)
     if options.base_model and not any(map(is_adapter, folders)):
-        raise ValueError(f"--base-model {options.base_model}: {options.model} is no adapter; leave it out")
+        what = "is no adapter" if len(models) == 1 else "are no adapters"
+        raise ValueError(f"--base-model {options.base_model}: {' and '.join(models)} {what}; leave it out")
     if options.alpaca_eval:
         answer_alpaca_eval(folders, names, options)
         if not (options.tasks or options.sample):

@@ -293,6 +293,8 @@ def test_the_script(model_folder, tmp_path):
     (["--model", ".", "--sample", "--tasks", "arc_easy"], "--sample --tasks arc_easy: there are samples for"),
     (["--model", "nowhere", "--tasks", "sst2"], "nowhere: neither a folder nor a model"),
     (["--model", ".", "--compare", ".", "--tasks", "sst2"], "--compare .: that is --model"),
+    (["--model", ".", "--tasks", "sst2", "--base-model", "x"], "--base-model x: . is no adapter; leave it out"),
+    (["--model", ".", "--compare", "..", "--tasks", "sst2", "--base-model", "x"], "x: .. and . are no adapters"),
 ])
 def test_options_that_make_no_sense(tmp_path, options, words):
     assert words in error_line(example("evaluate.py", *options, cwd=tmp_path))

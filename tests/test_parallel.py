@@ -233,7 +233,9 @@ def test_weights_that_differ_in_one_bit():
     job = Job(3)
     with pytest.raises(RuntimeError, match="after step 8 .* all 3 ranks: ") as caught:
         job.run(work)
-    assert re.search(r": h\.1\.attn\.c_proj\.bias is \w+ on ranks 0 1, \w+ on rank 2; go back", str(caught.value))
+    said = str(caught.value)
+    assert re.search(r": h\.1\.attn\.c_proj\.bias is \w+ on ranks 0 1, \w+ on rank 2; look for a host", said)
+    assert "delete the newest state in checkpoints/, and --resume goes on" in said
     assert all(isinstance(error, RuntimeError) for error in job.errors)
 
 

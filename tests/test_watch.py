@@ -44,6 +44,7 @@ def test_a_bad_weight_is_named(path, value):
     module, name = path.rsplit(".", 1)
     assert f"is in the weights of {module} ({name}: 1 of " in text
     assert "in all 4 entries that were run" in text and text.endswith("with a lower --learning-rate")
+    assert "checkpoint" not in text  # a run that is resumed keeps its learning rate
     assert ("in row 0" in text) == (name == "weight" and "ln_" not in path)
 
 
@@ -158,6 +159,7 @@ def test_a_bad_gradient_is_found_at_the_first_parameter_on_the_way_back(layer, v
     before = weights(model)
     text = explain(model)
     assert f"the loss is finite, but not the gradient, on the way back first that of h.{layer}.mlp.c_fc.bias (" in text
+    assert "checkpoint" not in text
     assert "in all 4 entries" in text and "input " in text and "nan" not in text
     assert all(parameter.grad is None for _, parameter in model.named_parameters())
     assert_all_close(weights(model), before, rtol=0)

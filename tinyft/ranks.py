@@ -103,8 +103,8 @@ class Ranks:
         of_all = self.gather({name: f"{_checksum(p.data):08x}" for name, p in parameters.items()})
         if differing := _differences(of_all):
             raise RuntimeError(f"after step {step} the weights are no longer the same on all {self.size} ranks: "
-                               f"{differing}; go back to an earlier checkpoint with --resume, and look for a host "
-                               "whose memory or network is not sound")
+                               f"{differing}; look for a host whose memory or network is not sound, then delete the "
+                               "newest state in checkpoints/, and --resume goes on from the one before")
 
 
 ALONE = Ranks()

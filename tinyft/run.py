@@ -26,6 +26,7 @@ from .memory import keep_freed_memory
 from .optim import AdamW
 from .ranks import ALONE, Ranks
 from .report import RunReport
+from .run_lock import lock_folder, unlock_folder
 from .signals import delayed_signals, interruption
 from .state import FOLDER as STATES
 from .state import OLD_STATE, check_state, delete_state, find_states, load_state, nothing_to_resume
@@ -38,21 +39,22 @@ RUN_FILES = ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATES,
 
 
 def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
-    """Make a run's folder. ValueError if it holds a run and nobody said what to do, or there is none to resume.
+    """Make a run's folder, and let no other process run in it as long as this one lives.
 
-    ValueError also if the model to start from lies where the run will put its own.
+    ValueError if it holds a run and nobody said what to do, there is none to resume, another process is running there,
+    or the model to start from lies where the run will put its own.
     """
     if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
         raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
                          "choose an --output-dir elsewhere")
     if resume and not find_states(folder):
         raise ValueError(f"--resume: {nothing_to_resume(folder)}")
+    lock_folder(folder)
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and not (resume or overwrite):
         go_on = "go on with it (--resume), " if find_states(folder) else ""
         raise ValueError(f"--output-dir {folder} holds a run ({', '.join(found)}); {go_on}replace it (--overwrite), "
                          "or choose another folder")
-    make_writable_folder(folder)
     if overwrite and not resume:  # or the new run's files would stand beside the old one's
         delete_state(folder)
         for name in found:
@@ -158,49 +160,61 @@ def fit(
     or Terminated; a second one acts at once. What cannot be saved on the way, on a full disk say, is said in one
     warning, what was saved before stays, and saving is tried again when it is next due. From here on the whole process
     keeps the memory that it frees for its next arrays instead of handing it back to the system, see
-    `memory.keep_freed_memory`. ValueError if the folder cannot be written or there is nothing to resume; OSError if the
+    `memory.keep_freed_memory`. ValueError if the folder cannot be written, another process is
+    running there or there is nothing to resume; OSError if the
     model cannot be saved at the end; TrainingDiverged if the loss is no longer finite.
     """
     folder = Path(folder)
-    ranks.first(_prepare, folder)
-    keep_freed_memory()
-    optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
-                      moments=settings.moments)
-    if (style := getattr(training, "style", None)) is not None:  # the folder will say how its model is asked
-        tokenizer = with_style(style, tokenizer)
-    same = _identity(model, settings, training, identity)
-    progress = _resume(folder, optimizer, same, ranks) if resume else Progress()
-    if not resume:
-        ranks.first(delete_state, folder)
-    with (RunReport(folder, progress, loggers, title) if ranks.is_first else nullcontext(_Silent())) as report, \
-            delayed_signals() as signalled:
-        keeper = Keeper(folder, model, tokenizer, optimizer, progress, same, base, state_minutes, state_steps,
-                        keep_states, ranks, report)
-        validation = _check_sets(training, validation, report)
-        try:
-            for event in train(model, optimizer, training, validation, settings, progress, rng, ranks):
-                report.add(event)
-                if isinstance(event, Evaluated):
-                    keeper.after_evaluation(event)
-                    if on_evaluation and ranks.is_first:
-                        on_evaluation(report)
-                    if event.stop:
-                        report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
-                keeper.after(event, max(ranks.gather(signalled())))
-        except TrainingDiverged as error:
+    with _alone_in(folder, ranks):
+        ranks.first(_prepare, folder)
+        keep_freed_memory()
+        optimizer = AdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
+                          moments=settings.moments)
+        if (style := getattr(training, "style", None)) is not None:  # the folder will say how its model is asked
+            tokenizer = with_style(style, tokenizer)
+        same = _identity(model, settings, training, identity)
+        progress = _resume(folder, optimizer, same, ranks) if resume else Progress()
+        if not resume:
+            ranks.first(delete_state, folder)
+        with (RunReport(folder, progress, loggers, title) if ranks.is_first else nullcontext(_Silent())) as report, \
+                delayed_signals() as signalled:
+            keeper = Keeper(folder, model, tokenizer, optimizer, progress, same, base, state_minutes, state_steps,
+                            keep_states, ranks, report)
+            validation = _check_sets(training, validation, report)
+            try:
+                for event in train(model, optimizer, training, validation, settings, progress, rng, ranks):
+                    report.add(event)
+                    if isinstance(event, Evaluated):
+                        keeper.after_evaluation(event)
+                        if on_evaluation and ranks.is_first:
+                            on_evaluation(report)
+                        if event.stop:
+                            report.say(f"  stopped: {settings.patience} evaluations without a better validation loss")
+                    keeper.after(event, max(ranks.gather(signalled())))
+            except TrainingDiverged as error:
+                report.plot()
+                raise TrainingDiverged(f"{error}; {_what_is_saved(progress, folder)}") from None
+            keeper.finish()
             report.plot()
-            raise TrainingDiverged(f"{error}; {_what_is_saved(progress, folder)}") from None
-        keeper.finish()
-        report.plot()
-        if number := max(ranks.gather(signalled())):
-            report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {keeper.how_to_resume()}")
-            raise interruption(number)
-        return ranks.first(lambda: report.events)
+            if number := max(ranks.gather(signalled())):
+                report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {keeper.how_to_resume()}")
+                raise interruption(number)
+            return ranks.first(lambda: report.events)
+
+
+@contextmanager
+def _alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Make a run's folder, and let no other process run in it within the block."""
+    lock = ranks.first(lock_folder, folder)
+    try:
+        yield
+    finally:
+        if ranks.is_first:
+            unlock_folder(lock)
 
 
 def _prepare(folder: Path) -> None:
-    """Make a run's folder, and clear away what one that was killed there has left half written."""
-    make_writable_folder(folder)
+    """Clear away what a run that was killed in a folder has left half written."""
     recover_folder(folder / "model")
     make_writable_folder(folder / "model")
     for place in (folder, folder / "model", folder / STATES):

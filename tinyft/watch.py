@@ -48,7 +48,7 @@ def explain_not_finite(model: GPT2, data: TrainingSet, indices: Sequence[int], s
         if guilty:
             place, remedy = traces[guilty[0]].first, "lower the --learning-rate"
             if place.startswith("the weights"):
-                remedy = "load sound weights, or go back to an earlier checkpoint with a lower --learning-rate"
+                remedy = "load sound weights, or start again with a lower --learning-rate"
             if len(guilty) < len(indices):
                 remedy = f"look at these entries; if they are as they should be, {remedy}"
             who = _entries(data, guilty, len(indices), of)
@@ -58,7 +58,7 @@ def explain_not_finite(model: GPT2, data: TrainingSet, indices: Sequence[int], s
             who = _entries(data, guilty, len(indices), of)
             place = _sizes_at(model, found[guilty[0]], traces[guilty[0]])
             return (f"{who}: the loss is finite, but not the gradient, on the way back first that of {place}; lower "
-                    f"the --learning-rate ({settings.learning_rate:.2g}), or go back to an earlier checkpoint")
+                    f"the --learning-rate ({settings.learning_rate:.2g})")
     return ("each entry by itself has a finite loss and gradient, so that only their sum, or another draw of dropout, "
             f"overflows; lower the --learning-rate ({settings.learning_rate:.2g})")
 
