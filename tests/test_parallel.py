@@ -159,7 +159,7 @@ def test_a_process_alone():
     rng = np.random.default_rng(0)
     assert ALONE.is_first and ALONE.size == 1 and ALONE.generator(rng, 3) is rng
     assert ALONE.gather("a") == ["a"] and ALONE.sum(1, 2.5) == [1, 2.5] and ALONE.first(max, 1, 2) == 2
-    assert ALONE.share(np.array([3, 9, 1])).tolist() == [0, 1, 2] and not ALONE.any(False)
+    assert ALONE.share(np.array([3, 9, 1])).tolist() == [0, 1, 2]
     called = []
     ALONE.in_turn(lambda: called.append(1))
     ALONE.check_same({"data": 1})
@@ -170,12 +170,12 @@ def test_values_of_all_ranks():
     def work(ranks):
         array = np.full(3, ranks.rank, float)
         ranks.copy_from_first([array])
-        return (ranks.gather("x" * ranks.rank), ranks.sum(0.1 * ranks.rank, 1), ranks.any(ranks.rank == 2),
-                ranks.any(False), ranks.first(lambda: ranks.rank + 40), array.tolist())
+        return (ranks.gather("x" * ranks.rank), ranks.sum(0.1 * ranks.rank, 1), ranks.first(lambda: ranks.rank + 40),
+                array.tolist())
 
     results = Job(3).run(work)
     assert results[0] == results[1] == results[2]
-    assert results[0] == (["", "x", "xx"], [pytest.approx(0.3), 3], True, False, 40, [0, 0, 0])
+    assert results[0] == (["", "x", "xx"], [pytest.approx(0.3), 3], 40, [0, 0, 0])
 
 
 def test_in_turn_one_rank_of_a_host_is_done_before_the_others_begin():

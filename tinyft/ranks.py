@@ -59,10 +59,6 @@ class Ranks:
         """Each number added up over all ranks; the same on all of them to the last bit."""
         return [sum(of_all) for of_all in zip(*self.gather(numbers), strict=True)]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
-        return any(self.gather(flag))
-
     def first(self, function: Callable, *arguments) -> Any:
         """What function(*arguments) gives on the first rank, which alone calls it; what it raises is raised on all."""
         outcome = None
