@@ -62,7 +62,7 @@ def likeliest_tokens(folder, prompt, count):
 
 
 @pytest.mark.parametrize(("peer", "kind"), [
-    pytest.param(peer, kind, marks=[] if peer == "tinyft" else [pytest.mark.referee])
+    pytest.param(peer, kind, marks=pytest.mark.heavy if peer == "tinyft" else pytest.mark.referee)
     for peer, how in generators.PEERS.items() for kind in how.kinds])
 def test_peers_write_the_likeliest_tokens(peer, kind, folder, monkeypatch):
     if not generators.PEERS[peer].is_installed():

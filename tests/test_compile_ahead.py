@@ -73,6 +73,7 @@ def started(monkeypatch, tmp_path):
     return commands
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2 or not cache.CAN_LOCK,
                     reason="needs two cores and a system that locks files")
 def test_a_second_process_compiles_the_backward_pass(run_python, tmp_path):
