@@ -196,7 +196,9 @@ def test_maps_and_lens_are_labelled():
     figure = draw.lens(inside, lambda token: f"<{token}>")
     assert texts(figure) == [f"<{token}>" for token in inside.likeliest[:, :, 0].reshape(-1)]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0] == "embeddings"
-    figure.savefig("/dev/null", format="png")
+    figure = draw.lens(inside, lambda token: f"<{token}>", last=2)
+    assert texts(figure) == [f"<{token}>" for token in inside.likeliest[:, 1:, 0].reshape(-1)]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["<2>", "<3>"]
 
 
 # ---- the page

@@ -8,7 +8,7 @@ from .figures import new_figure
 from .inside import Inside
 
 LABELLED = 24  # tokens at most beside whose maps their texts stand
-LONGEST = 24  # tokens at most of a lens
+LONGEST = 24  # positions of a lens, unless it is told another number
 
 
 def attention_maps(inside: Inside, decode: Callable[[int], str], layers: Sequence[int] | None = None,
@@ -46,13 +46,13 @@ def _label(axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
 
 
-def lens(inside: Inside, decode: Callable[[int], str]):
+def lens(inside: Inside, decode: Callable[[int], str], last: int = LONGEST):
     """The likeliest next token at each position (columns), after the embeddings and each block (rows, upwards).
 
-    The darker, the more probable. decode: the text of a token id. Of a long text the last LONGEST positions are shown.
-    A matplotlib Figure.
+    The darker, the more probable. decode: the text of a token id. last: how many positions, those at the end of the
+    text. A matplotlib Figure.
     """
-    first = max(0, len(inside.ids) - LONGEST)
+    first = max(0, len(inside.ids) - last)
     best = inside.probabilities[:, first:, 0]
     n_levels, length = best.shape
     figure = new_figure(max(4.0, 0.85 * length + 1.2), 0.34 * n_levels + 1.0)
