@@ -3,7 +3,7 @@
 Reading order:
 
   tensor.py        Tensor, how an op is declared, and the walk back through the graph
-  ops.py, losses.py               every differentiable op: forward, with its backward inside
+  arithmetic.py, ops.py, losses.py  every differentiable op: forward, with its backward inside, and how it is derived
   gradcheck.py     is a gradient right?
   nn.py, gpt2.py   layers, and GPT-2 made of them
   tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says

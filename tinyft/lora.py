@@ -73,9 +73,16 @@ def lora_linear(x, weight, bias, lora_A, lora_B, *, scale, p=0.0, rng=None, want
     gemm_of_context(low, lora_B.T, out=out, accumulate=True)
     rows = rows if wants_weight or wants_A else None
 
+    # shapes   x, kept (N, C), weight (C, D), bias (D,), A (R, C), B (D, R), low (N, R), out (N, D); scale above
+    # forward  low[n, r] = scale * sum_c x[n, c] * kept[n, c] * A[r, c]
+    #          out[n, d] = bias[d] + (sum_c x[n, c] * weight[c, d]) + sum_r low[n, r] * B[d, r]
+    # chain    products, as for matmul; x goes two ways, so that its gradient is a sum of two
+    # result   dlow[n, r] = scale * sum_d dout[n, d] * B[d, r]
+    #          dx[n, c] = (sum_d dout[n, d] * weight[c, d]) + kept[n, c] * sum_r dlow[n, r] * A[r, c]
+    #          dweight[c, d] = sum_n x[n, c] * dout[n, d]; dbias[d] = sum_n dout[n, d]
+    #          dA[r, c] = sum_n dlow[n, r] * x[n, c] * kept[n, c]; dB[d, r] = sum_n dout[n, d] * low[n, r]
     def backward(dout):
         dout = as_rows(dout)
-        # out += low lora_B^T, low = scale * (rows * kept) lora_A^T
         dlow = gemm_of_context(dout, lora_B)
         dlow *= scale
         dx = None

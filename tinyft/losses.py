@@ -41,6 +41,11 @@ def cross_entropy(logits, targets):
     flat_targets = targets.reshape(-1).astype(np.int64)
     losses, dlogits = cross_entropy_and_gradient(as_rows(logits), flat_targets, 1 / max(1, live))
 
+    # shapes   logits (N, V), targets, live (N,), out (); live is 1 where the target is not -100, else 0
+    # forward  p[n, v] = exp(logits[n, v]) / sum_w exp(logits[n, w])
+    #          out = -sum_n live[n] * log(p[n, targets[n]]) / sum_m live[m]
+    # chain    -log p[t] = log(sum_w exp(logits[w])) - logits[t]: softmax from the first term, a 1 from the second
+    # result   dlogits[n, v] = dout * live[n] * (p[n, v] - (v == targets[n])) / sum_m live[m]
     def backward(dout):
         scaled = dlogits if dout == 1 else dlogits * dout
         return Donated(scaled.reshape(logits.shape)), None
@@ -90,6 +95,12 @@ def linear_cross_entropy(hidden, weight, targets, *, counts=None, total=None, wa
         if wants_weight:
             gemm_of_context(logits.T, rows[part], out=dweight, accumulate=part.start > 0)
 
+    # shapes   hidden (N, C), weight (V, C), targets, counts (N,), out (); rows of -100 are left out
+    # forward  logits[n, v] = sum_c hidden[n, c] * weight[v, c]
+    #          out = sum_n counts[n] / total * (log(sum_w exp(logits[n, w])) - logits[n, targets[n]])
+    # chain    as for cross_entropy, and then as for matmul
+    # result   g[n, v] = dout * counts[n] / total * (exp(logits[n, v]) / (sum_w exp(logits[n, w])) - (v == targets[n]))
+    #          dhidden[n, c] = sum_v g[n, v] * weight[v, c]; dweight[v, c] = sum_n g[n, v] * hidden[n, c]
     def backward(dout):
         dhidden = None
         if wants_hidden:

@@ -1,7 +1,7 @@
-"""The differentiable ops, but for the losses: the forward pass of each, with its backward nested inside.
+"""The ops that GPT-2 is made of, but for the losses: the forward pass of each, with its backward pass inside.
 
-`dx` is the gradient of x and has x's shape; `dout` is the gradient of the result. Letters in shapes: B rows
-of a batch, T positions, N = all positions of all rows, C channels, V vocabulary.
+Those of `arithmetic.py` are found here, too; it says how the derivations above each backward pass are to be read.
+Letters in shapes: B rows of a batch, T positions, N = all positions of all rows, C channels, V vocabulary.
 """
 
 import math
@@ -14,6 +14,24 @@ import numpy as np
 from numba import get_num_threads
 
 from . import tensor
+from .arithmetic import (  # noqa: F401  all ops are found in one place
+    add,
+    div,
+    exp,
+    index,
+    log,
+    mean,
+    mul,
+    neg,
+    pow,
+    relu,
+    reshape,
+    sub,
+    sum,
+    tanh,
+    transpose,
+    unbroadcast,
+)
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.embedding import embedding_backward
 from .kernels.gelu import exact_gelu_backward, exact_gelu_forward, gelu_backward, gelu_forward
@@ -22,166 +40,7 @@ from .kernels.matmul import gemm
 from .kernels.norm import layer_norm_backward, layer_norm_forward
 from .kernels.softmax import softmax_backward, softmax_forward
 from .kernels.sums import sum_rows
-from .tensor import Donated, Tensor, op
-
-
-def _unbroadcast(dx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Undo NumPy's broadcasting: sum over the axes along which one value was used many times.
-
-    Broadcasting is a linear map, x -> D x with one 1 in each row of D; its gradient is D^T dout, this sum.
-    """
-    if dx.shape == shape:
-        return dx
-    added = dx.ndim - len(shape)
-    stretched = [added + i for i, n in enumerate(shape) if n == 1 and dx.shape[added + i] != 1]
-    return dx.sum(axis=(*range(added), *stretched), keepdims=True).reshape(shape)
-
-
-# ---- arithmetic
-
-
-@op
-def add(x, y):
-    """x + y, broadcast as in NumPy."""
-    # The shapes alone are named in backward, so that x and y themselves can be freed.
-    x_shape, y_shape = np.shape(x), np.shape(y)
-
-    def backward(dout):
-        return _unbroadcast(dout, x_shape), _unbroadcast(dout, y_shape)
-
-    return x + y, backward
-
-
-@op
-def sub(x, y):
-    """x - y, broadcast as in NumPy."""
-    x_shape, y_shape = np.shape(x), np.shape(y)
-
-    def backward(dout):
-        return _unbroadcast(dout, x_shape), _unbroadcast(-dout, y_shape)
-
-    return x - y, backward
-
-
-@op
-def mul(x, y):
-    """x * y, broadcast as in NumPy."""
-
-    def backward(dout):
-        return _unbroadcast(dout * y, np.shape(x)), _unbroadcast(dout * x, np.shape(y))
-
-    return x * y, backward
-
-
-@op
-def div(x, y):
-    """x / y, broadcast as in NumPy."""
-
-    def backward(dout):
-        dx = dout / y
-        return _unbroadcast(dx, np.shape(x)), _unbroadcast(-dx * x / y, np.shape(y))
-
-    return x / y, backward
-
-
-@op
-def neg(x):
-    """-x"""
-    return -x, lambda dout: -dout
-
-
-@op
-def pow(x, y):
-    """x ** y where one of both is a plain number; a number as base has to be above 0."""
-    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
-        raise TypeError(f"pow: the exponent is an array {y.shape}, expected a number, as x is an array {x.shape} too")
-    if isinstance(y, np.ndarray) and not x > 0:
-        raise ValueError(f"pow: the base is {x}, expected a number above 0; others have no real power in general")
-    out = x**y
-
-    def backward(dout):
-        if isinstance(y, np.ndarray):
-            return None, dout * out * math.log(x)
-        # x**0 is 1 everywhere; the rule would give 0 * inf at x = 0.
-        return (np.zeros_like(x) if y == 0 else dout * y * x ** (y - 1)), None
-
-    return out, backward
-
-
-@op
-def exp(x):
-    """e ** x"""
-    out = np.exp(x)
-    return out, lambda dout: dout * out
-
-
-@op
-def log(x):
-    """Natural logarithm."""
-    return np.log(x), lambda dout: dout / x
-
-
-@op
-def tanh(x):
-    """Hyperbolic tangent; its derivative is 1 - tanh(x)**2."""
-    out = np.tanh(x)
-    return out, lambda dout: dout * (1 - out * out)
-
-
-@op
-def relu(x):
-    """max(x, 0)"""
-    return np.maximum(x, 0), lambda dout: dout * (x > 0)
-
-
-# ---- shape
-
-
-@op
-def reshape(x, *, shape):
-    """The same elements in another shape."""
-    before = x.shape
-    return x.reshape(shape), lambda dout: dout.reshape(before)
-
-
-@op
-def transpose(x, *, axes=None):
-    """Permute the axes; without `axes`, reverse them."""
-    inverse = None if axes is None else np.argsort([axis % x.ndim for axis in axes])
-    return x.transpose(axes), lambda dout: dout.transpose(inverse)
-
-
-@op
-def index(x, *, key):
-    """x[key] with anything that NumPy takes as an index; an element picked twice gets both gradients."""
-    shape = x.shape
-
-    def backward(dout):
-        dx = np.zeros(shape, dout.dtype)
-        np.add.at(dx, key, dout)
-        return dx
-
-    return x[key], backward
-
-
-@op
-def sum(x, *, axis=None, keepdims=False):
-    """Sum over one axis, several, or all."""
-    shape = x.shape
-
-    def backward(dout):
-        if axis is not None and not keepdims:
-            dout = np.expand_dims(dout, axis)
-        return np.broadcast_to(dout, shape).copy()
-
-    return x.sum(axis=axis, keepdims=keepdims), backward
-
-
-def mean(x: Tensor, *, axis=None, keepdims=False) -> Tensor:
-    """Mean over one axis, several, or all."""
-    total = sum(x, axis=axis, keepdims=keepdims)
-    return total * (total.size / x.size)
-
+from .tensor import Donated, op
 
 # ---- products
 
@@ -244,8 +103,13 @@ def matmul(a, b, *, wanted):
                          "reshape a vector to (1, K) or (K, 1)")
     wants_a, wants_b = wanted
 
+    # shapes   a (M, K), b (K, N), out (M, N); leading axes are so many products
+    # forward  out[m, n] = sum_k a[m, k] * b[k, n]
+    # chain    a[m, k] occurs in all of row m, each time with the factor b[k, n]; b[k, n] in all of column n
+    # result   da[m, k] = sum_n dout[m, n] * b[k, n]
+    #          db[k, n] = sum_m a[m, k] * dout[m, n]
+    #          which are dout b^T and a^T dout
     def backward(dout):
-        # out[i, j] = sum over k of a[i, k] b[k, j], so that da = dout b^T and db = a^T dout
         da = _matmul_arrays(dout, b.T if b.ndim == 2 else b.swapaxes(-1, -2)) if wants_a else None
         if not wants_b:
             db = None
@@ -253,7 +117,7 @@ def matmul(a, b, *, wanted):
             db = gemm_of_context(as_rows(a).T, as_rows(dout))
         else:
             db = _matmul_arrays(a.swapaxes(-1, -2), dout)
-        return (_unbroadcast(da, a.shape) if wants_a else None), (_unbroadcast(db, b.shape) if wants_b else None)
+        return (unbroadcast(da, a.shape) if wants_a else None), (unbroadcast(db, b.shape) if wants_b else None)
 
     return _matmul_arrays(a, b), backward
 
@@ -270,6 +134,12 @@ def linear(x, weight, bias, *, wanted):
     if not wants_weight:
         rows = None  # or a frozen layer's input would live until the backward pass for nothing
 
+    # shapes   x (N, C), weight (C, D), bias (D,), out (N, D)
+    # forward  out[n, d] = bias[d] + sum_c x[n, c] * weight[c, d]
+    # chain    as for matmul; bias[d] occurs in all rows
+    # result   dx[n, c] = sum_d dout[n, d] * weight[c, d]
+    #          dweight[c, d] = sum_n x[n, c] * dout[n, d]
+    #          dbias[d] = sum_n dout[n, d]
     def backward(dout):
         dout = as_rows(dout)
         dx = Donated(gemm_of_context(dout, weight.T).reshape(x_shape)) if wants_x else None
@@ -291,6 +161,10 @@ def softmax(x):
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x is {x.shape}, expected at least one element on the last axis")
     shape, rows = x.shape, softmax_forward(as_rows(x))
+    # shapes   x, out (N, V)
+    # forward  out[n, v] = exp(x[n, v]) / sum_w exp(x[n, w])
+    # chain    the rule for a fraction: d out[n, w] / dx[n, v] = out[n, w] * ((v == w) - out[n, v])
+    # result   dx[n, v] = out[n, v] * (dout[n, v] - sum_w dout[n, w] * out[n, w])
     return rows.reshape(shape), lambda dout: Donated(softmax_backward(as_rows(dout), rows).reshape(shape))
 
 
@@ -301,10 +175,17 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
         if array.shape != x.shape[-1:]:
             raise ValueError(f"layer_norm: {name} is {array.shape}, expected {x.shape[-1:]} to match x {x.shape}")
     rows = as_rows(x)
-    out, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
+    out, means, rstd = layer_norm_forward(rows, weight, bias, eps)
 
+    # shapes   x, out (N, C), weight, bias (C,); examples/tour/derivations.md has the steps
+    # forward  mean[n] = sum_c x[n, c] / C; rstd[n] = 1 / sqrt(eps + sum_c (x[n, c] - mean[n])**2 / C)
+    #          y[n, c] = (x[n, c] - mean[n]) * rstd[n]; out[n, c] = y[n, c] * weight[c] + bias[c]
+    # chain    x[n, c] acts by itself, by mean[n] and by rstd[n]; the last two give the two means in dx
+    # result   g[n, c] = dout[n, c] * weight[c]
+    #          dx[n, c] = rstd[n] * (g[n, c] - (sum_e g[n, e] / C) - y[n, c] * sum_e g[n, e] * y[n, e] / C)
+    #          dweight[c] = sum_n dout[n, c] * y[n, c]; dbias[c] = sum_n dout[n, c]
     def backward(dout):
-        dx, dweight, dbias = layer_norm_backward(as_rows(dout), rows, weight, mean, rstd)
+        dx, dweight, dbias = layer_norm_backward(as_rows(dout), rows, weight, means, rstd)
         return Donated(dx.reshape(x.shape)), dweight, dbias
 
     return out.reshape(x.shape), backward
@@ -316,6 +197,12 @@ def gelu(x, *, exact=False):
     flat = np.ascontiguousarray(x).reshape(-1)
     forward, gradient = (exact_gelu_forward, exact_gelu_backward) if exact else (gelu_forward, gelu_backward)
 
+    # shapes   x, out: any
+    # forward  u = sqrt(2 / pi) * (x + 0.044715 * x**3)
+    #          out = 0.5 * x * (1 + tanh(u))
+    # chain    the rule for a product, with d tanh(u) / du = 1 - tanh(u)**2 and du / dx from the first line
+    # result   dx = dout * 0.5 * (1 + tanh(u) + x * (1 - tanh(u)**2) * sqrt(2 / pi) * (1 + 0.134145 * x**2))
+    # exact: out = x * normal(x), dx = dout * (normal(x) + x * density(x)), of the normal distribution
     def backward(dout):
         return Donated(gradient(np.ascontiguousarray(dout).reshape(-1), flat).reshape(x.shape))
 
@@ -330,6 +217,10 @@ def embedding(weight, ids):
         raise IndexError(f"embedding: ids run from {ids.min()} to {ids.max()}, expected 0 to {len(weight) - 1}; "
                          "do tokenizer and model belong together?")
 
+    # shapes   weight (V, C), ids (N,), out (N, C)
+    # forward  out[n, c] = weight[ids[n], c]
+    # chain    row v occurs once for each n with ids[n] = v: an index, backwards, is a sum
+    # result   dweight[v, c] = sum_n (ids[n] == v) * dout[n, c]
     def backward(dout):
         def dweight(into, accumulate):
             if not accumulate:
@@ -360,6 +251,13 @@ def causal_attention(qkv, *, n_head, segments, scale=None):
     qkv = np.ascontiguousarray(qkv)
     out, lse = attention_forward(qkv, n_head, segments, scale, get_num_threads())
 
+    # shapes   q, k, v, out (T, D), of one head and one row; examples/tour/derivations.md has the steps
+    # forward  e[i, j] = (j <= i) * exp(scale * sum_d q[i, d] * k[j, d])
+    #          w[i, j] = e[i, j] / sum_t e[i, t]; out[i, d] = sum_j w[i, j] * v[j, d]
+    # chain    two products, and between them a softmax, whose sum over j of w * dw is that over d of dout * out
+    # result   s[i, j] = w[i, j] * sum_d dout[i, d] * (v[j, d] - out[i, d])
+    #          dq[i, d] = scale * sum_j s[i, j] * k[j, d]; dk[j, d] = scale * sum_i s[i, j] * q[i, d]
+    #          dv[j, d] = sum_i w[i, j] * dout[i, d]
     def backward(dout):
         dout = np.ascontiguousarray(dout)
         return Donated(attention_backward(dout, qkv, n_head, segments, scale, lse, get_num_threads()))
@@ -371,6 +269,10 @@ def causal_attention(qkv, *, n_head, segments, scale=None):
 def dropout(x, *, p, rng):
     """Zero each element with probability p, scale the others by 1 / (1 - p) so that the mean stays."""
     kept = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(0 if p == 1 else 1 / (1 - p))
+    # shapes   x, kept, out: any; kept is drawn: 0 or 1 / (1 - p)
+    # forward  out = x * kept
+    # chain    kept is a number once it is drawn
+    # result   dx = dout * kept
     return x * kept, lambda dout: dout * kept
 
 

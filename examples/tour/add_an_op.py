@@ -3,7 +3,7 @@
 #
 # You will know afterwards: how an op is declared, with its backward pass inside; how to check a gradient without
 # trusting the one who derived it; why the check runs in float64, and why it weighs the result with random numbers.
-# `tinyft/ops.py` has every op in this form, `tinyft/gradcheck.py` the check.
+# `tinyft/arithmetic.py` and `ops.py` have every op in this form, `tinyft/gradcheck.py` the check.
 
 # %%
 import numpy as np

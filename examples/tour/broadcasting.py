@@ -50,9 +50,9 @@ print(f"by tinyft:       {leaf.grad}")
 assert np.allclose(D.T @ dout.reshape(12), leaf.grad)
 
 # %% [markdown]
-# `_unbroadcast` in `tinyft/ops.py` is this sum for any shapes: over axes that were added in front, and over axes of
-# length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added to (N, C), so that
-# its gradient is the sum over the N rows.
+# `unbroadcast` in `tinyft/arithmetic.py` is this sum for any shapes: over axes that were added in front, and over
+# axes of length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added to (N, C),
+# so that its gradient is the sum over the N rows.
 #
 # ## A matrix product
 #
