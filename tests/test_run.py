@@ -417,7 +417,7 @@ def test_the_states_of_a_run_mark_its_folder(tmp_path):
         claim_output(tmp_path, resume=False, overwrite=False)
     assert claim_output(tmp_path, resume=True, overwrite=False) == tmp_path and find_states(tmp_path)
     claim_output(tmp_path, resume=False, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model") == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model") == ["run.lock"]
     with pytest.raises(ValueError, match="--resume: .*checkpoints has no step-.*nothing to resume"):
         claim_output(tmp_path, resume=True, overwrite=False)
 

@@ -2,22 +2,26 @@
 
 Reading order:
 
-  tensor.py        Tensor, how an op is declared, and the walk back through the graph
-  arithmetic.py, ops.py, losses.py  every differentiable op: forward, with its backward inside, and how it is derived
-  gradcheck.py     is a gradient right?
-  nn.py, gpt2.py   layers, and GPT-2 made of them
-  tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
-  data/            from files of any kind to entries, conversations as text, batches with masks
-  optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: numbers that lie;
-                   ranks.py, parallel.py: several processes that train together
-  lora.py, compact.py             adapters beside frozen matrices, and these in 16 or 8 bits
-  inference/       replies to one prompt or many, how likely texts are, a server; scoring.py: how good replies are
-  checkpoint.py    model folders that other tools read, with model_config.py, weight_names.py,
-                   safetensors_file.py, hub.py, files.py; adapters.py: those that hold an adapter alone
-  run.py, report.py, progress.py  a whole run: the loop, what a person sees of it, the files it leaves; state.py: how
-                   it goes on after a crash; memory.py: whether it fits
-  cli.py           what the scripts in examples/ share
-  kernels/         the arithmetic, compiled by Numba: start with matmul.py
+    tensor.py        Tensor, how an op is declared, and the walk back through the graph
+    arithmetic.py, ops.py, losses.py  every differentiable op: forward, with its backward inside, and how it is derived
+    gradcheck.py     is a gradient right?
+    nn.py, gpt2.py   layers, and GPT-2 made of them
+    tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
+    data/            from files of any kind to entries, conversations as text, batches with masks
+    optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: numbers that lie;
+                     ranks.py, parallel.py: several processes that train together
+    lora.py, compact.py             adapters beside frozen matrices, and these in 16 or 8 bits
+    inference/       replies to one prompt or many, how likely texts are, a server; scoring.py: how good replies are
+    checkpoint.py    model folders that other tools read, with model_config.py, weight_names.py,
+                     safetensors_file.py, hub.py, files.py; adapters.py: those that hold an adapter alone
+    run.py, report.py, progress.py  a whole run: the loop, what a person sees of it, the files it leaves; state.py,
+                     keeper.py, run_lock.py, signals.py, tensor_files.py: how it goes on after a crash, and alone;
+                     memory.py: whether it fits; loggers.py: TensorBoard and others
+    evaluation/      the public harnesses, a judge, an arena, a sandbox
+    draw/            pictures: graphs, attention, what a model would say layer by layer
+    untrusted.py, compile_ahead.py, segments.py     values of strangers; a second process that compiles; shared tokens
+    cli.py           what the scripts in examples/ share
+    kernels/         the arithmetic, compiled by Numba: start with matmul.py
 """
 
 from .adapters import load_adapter, load_model_and_tokenizer, save_adapter

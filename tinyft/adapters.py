@@ -53,6 +53,17 @@ def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, b
     """Write the adapters of a model as a folder that peft and `load_adapter` read; an old one is replaced at once.
 
     base: the folder or hub name of the model that they were added to. ValueError if there are none.
+
+    >>> import tempfile
+    >>> from tinyft import LoraConfig, add_lora, load_adapter, load_model, load_tokenizer, save_adapter
+    >>> model, tokenizer = load_model("weights/tiny-world"), load_tokenizer("weights/tiny-world")
+    >>> add_lora(model, LoraConfig(rank=2), np.random.default_rng(0))
+    >>> base = load_model("weights/tiny-world")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(model, tokenizer, folder, base="weights/tiny-world")
+    ...     load_adapter(base, folder)
+    >>> lora_config(base).rank
+    2
     """
     config = lora_config(model)
     if config is None:
@@ -114,6 +125,8 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 def load_adapter(model: GPT2, folder: str | os.PathLike) -> None:
     """Freeze a base model and put a folder's adapter onto it, unmerged. ValueError where they don't fit together,
     or where the folder holds what tinyft does not do; the model is as it was then.
+
+    See `save_adapter` for an example.
     """
     if has_lora(model):
         raise ValueError("load_adapter: the model has adapters already; merge_lora(model) first")
@@ -183,7 +196,12 @@ def load_unmerged(folder: str | os.PathLike, base_model: str | os.PathLike | Non
 
 def load_model_and_tokenizer(folder: str | os.PathLike,
                              base_model: str | os.PathLike | None = None) -> tuple[GPT2, Tokenizer]:
-    """Both from one folder; an adapter is merged into its base. base_model, errors: see `load_unmerged`."""
+    """Both from one folder; an adapter is merged into its base. base_model, errors: see `load_unmerged`.
+
+    >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
+    >>> tokenizer.decode(tokenizer.encode("The dog"))
+    'The dog'
+    """
     model, tokenizer = load_unmerged(folder, base_model)
     if has_lora(model):
         merge_lora(model)

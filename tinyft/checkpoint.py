@@ -108,6 +108,9 @@ def load_model(folder: str | os.PathLike) -> GPT2:
 
     Prefixes of wrappers are understood, masks left out. ValueError names the tensor that is missing, of another shape,
     or not GPT-2's, or the setting in config.json that asks for another model, with the reason and what to do.
+
+    >>> load_model("weights/tiny-world").n_parameters()
+    4583936
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -156,6 +159,14 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
     It is written beside, and then the whole folder is replaced at once: at no instant does it hold files of two
     models, and an error while writing leaves the old one. Files that are no model's go along. ValueError for a model
     with adapters on it. OSError if the disk is full, say.
+
+    >>> import tempfile
+    >>> from tinyft import load_model_and_tokenizer, save_model
+    >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(model, tokenizer, folder, dtype="float16")
+    ...     sorted(path.name for path in Path(folder).iterdir())[:3]
+    ['config.json', 'generation_config.json', 'merges.txt']
     """
     if dtype not in SAVE_DTYPES:
         raise ValueError(f"save_model: dtype is {dtype!r}, expected one of {', '.join(SAVE_DTYPES)}")

@@ -32,6 +32,9 @@ class GPT2Config:
     """The shape of a GPT-2, under the names that config.json uses. The defaults are the 124M model.
 
     ValueError where a value makes no sense.
+
+    >>> GPT2Config().n_embd, GPT2Config.named("gpt2-xl").n_layer
+    (768, 48)
     """
 
     vocab_size: int = 50257
@@ -163,6 +166,16 @@ class GPT2(Module):
 
     The token table `wte` is the output layer too, unless the config says tie_word_embeddings = False; then
     `lm_head` is, a table (V, C) of its own.
+
+    >>> import numpy as np
+    >>> from tinyft import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2), np.random.default_rng(0))
+    >>> model(np.array([[3, 1, 4]])).shape
+    (1, 3, 50)
+    >>> loss = model.loss(np.array([[3, 1, 4]]), np.array([[1, -100, 9]]))
+    >>> loss.backward()
+    >>> model.wte.weight.grad.shape
+    (50, 8)
     """
 
     def __init__(self, config: GPT2Config, rng: np.random.Generator | None = None, dtype=np.float32):

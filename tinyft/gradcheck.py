@@ -27,6 +27,11 @@ def gradcheck(
 
     Returns True, or raises AssertionError that names the op, the input, the index, got and expected where
     |got - expected| > atol + rtol * |expected|. `name` replaces the op's name in that message.
+
+    >>> import numpy as np
+    >>> from tinyft import gradcheck, ops
+    >>> gradcheck(ops.matmul, [np.ones((2, 3)), np.ones((3, 2))])
+    True
     """
     rng = rng or np.random.default_rng(0)
     arrays = [np.array(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x) for x in inputs]

@@ -21,7 +21,11 @@ from .tensor import Donated, Tensor, op
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What is adapted, and how. ValueError where a value makes no sense."""
+    """What is adapted, and how. ValueError where a value makes no sense.
+
+    >>> LoraConfig(rank=8, alpha=16).scale
+    2.0
+    """
 
     rank: int = 8  # R; the larger, the more an adapter can learn
     alpha: float = 16  # how much an adapter counts, see `scale`
@@ -146,6 +150,12 @@ def add_lora(model: GPT2, config: LoraConfig, rng: np.random.Generator) -> None:
 
     A is drawn as peft does, uniformly within 1 / sqrt(n_in). ValueError for a name that fits no layer, or if there are
     adapters already.
+
+    >>> from tinyft import LoraConfig, add_lora, load_model
+    >>> model = load_model("weights/tiny-world")
+    >>> add_lora(model, LoraConfig(rank=2), np.random.default_rng(0))
+    >>> model.n_parameters(trainable=True)
+    43008
     """
     if has_lora(model):
         raise ValueError("add_lora: the model has adapters already; merge_lora(model) first")
@@ -187,7 +197,15 @@ def lora_parameters(model: GPT2) -> dict[str, Tensor]:
 
 
 def merge_lora(model: GPT2) -> None:
-    """Make each layer and its adapter one plain Linear with the same result, to rounding. All stays frozen."""
+    """Make each layer and its adapter one plain Linear with the same result, to rounding. All stays frozen.
+
+    >>> from tinyft import LoraConfig, add_lora, load_model, merge_lora
+    >>> model = load_model("weights/tiny-world")
+    >>> add_lora(model, LoraConfig(rank=2), np.random.default_rng(0))
+    >>> merge_lora(model)
+    >>> has_lora(model)
+    False
+    """
     for _, holder, attribute in linear_layers(model):
         layer = getattr(holder, attribute)
         if isinstance(layer, LoraLinear):

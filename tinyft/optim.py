@@ -18,6 +18,16 @@ class AdamW:
 
     moments: "float32", that is of the parameters' dtype, or "bfloat16" for half of that memory. Then `m` and `v` are
     arrays of uint16, and rounded at random; what is drawn depends on seed, step, parameter and element alone.
+
+    >>> import numpy as np
+    >>> from tinyft import AdamW, GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), np.random.default_rng(0))
+    >>> optimizer = AdamW(model)
+    >>> loss = model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]]))
+    >>> loss.backward()
+    >>> norm = optimizer.step(1e-2, max_norm=1.0)
+    >>> bool(model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]])).item() < loss.item())
+    True
     """
 
     def __init__(self, module: Module, *, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.1,
@@ -73,7 +83,11 @@ class AdamW:
 
 
 def cosine_with_warmup(step: int, steps: int, *, peak: float, warmup: int, floor: float = 0.0) -> float:
-    """The learning rate of step 0, 1, ... steps - 1: a straight climb to `peak`, then half a cosine to `floor`."""
+    """The learning rate of step 0, 1, ... steps - 1: a straight climb to `peak`, then half a cosine to `floor`.
+
+    >>> [round(cosine_with_warmup(step, 6, peak=1.0, warmup=2), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

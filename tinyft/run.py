@@ -49,9 +49,10 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
                          "choose an --output-dir elsewhere")
     if resume and not find_states(folder):
         raise ValueError(f"--resume: {nothing_to_resume(folder)}")
-    lock_folder(folder)
+    lock = lock_folder(folder)
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and not (resume or overwrite):
+        unlock_folder(lock)
         go_on = "go on with it (--resume), " if find_states(folder) else ""
         raise ValueError(f"--output-dir {folder} holds a run ({', '.join(found)}); {go_on}replace it (--overwrite), "
                          "or choose another folder")
@@ -68,6 +69,8 @@ def warm_up(base_weights: str = "float32", moments: str = "float32") -> None:
 
     base_weights: how the frozen matrices below adapters are kept; moments: as for `AdamW`. Shapes don't matter to
     compiled code, so that the smallest model does.
+
+    >>> warm_up()  # a minute or so at the very first call, a second later
     """
     rng = np.random.default_rng(0)
     model = GPT2(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1), rng)
@@ -160,9 +163,19 @@ def fit(
     or Terminated; a second one acts at once. What cannot be saved on the way, on a full disk say, is said in one
     warning, what was saved before stays, and saving is tried again when it is next due. From here on the whole process
     keeps the memory that it frees for its next arrays instead of handing it back to the system, see
-    `memory.keep_freed_memory`. ValueError if the folder cannot be written, another process is
-    running there or there is nothing to resume; OSError if the
-    model cannot be saved at the end; TrainingDiverged if the loss is no longer finite.
+    `memory.keep_freed_memory`. ValueError if the folder cannot be written, another process runs there, or there is
+    nothing to resume; OSError if the model cannot be saved at the end; TrainingDiverged if the loss is no longer
+    finite.
+
+    >>> import tempfile
+    >>> from tinyft import InstructionSet, Settings, fit, load_model_and_tokenizer, read_entries
+    >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
+    >>> entries = read_entries("examples/data/train.json", max_entries=8)
+    >>> data = InstructionSet(entries, tokenizer, mask_prompt=True, max_length=256)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     events = fit(model, tokenizer, data, None, Settings(max_steps=2), np.random.default_rng(0), folder)
+    ...     (Path(folder) / "model" / "config.json").exists()
+    True
     """
     folder = Path(folder)
     with _alone_in(folder, ranks):
@@ -197,7 +210,8 @@ def fit(
             keeper.finish()
             report.plot()
             if number := max(ranks.gather(signalled())):
-                report.say(f"interrupted after the last step; the model is in {folder / 'model'}, {keeper.how_to_resume()}")
+                report.say(f"interrupted after the last step; the model is in {folder / 'model'}, "
+                           f"{keeper.how_to_resume()}")
                 raise interruption(number)
             return ranks.first(lambda: report.events)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from pathlib import Path
 
 from .files import NotWritable, make_writable_folder
 

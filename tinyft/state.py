@@ -53,7 +53,12 @@ def _position(path: Path) -> tuple[int, int]:
 
 
 def delete_state(folder: str | os.PathLike) -> None:
-    """Delete the states of a run that is done with: each is three times as large as the trained weights."""
+    """Delete the states of a run that is done with: each is three times as large as the trained weights.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     delete_state(folder)  # nothing to delete is no error
+    """
     shutil.rmtree(Path(folder) / FOLDER, ignore_errors=True)
     for path in find_states(folder):  # where the folder is a link, to a larger disk say, which stays
         path.unlink(missing_ok=True)
@@ -79,6 +84,14 @@ def save_state(folder: str | os.PathLike, optimizer: AdamW, progress: Progress, 
 
     identity: what a run that goes on must have in common with this one, by name; values as JSON has them.
     OSError if the disk is full, say: nothing is deleted then.
+
+    >>> import tempfile
+    >>> from tinyft import AdamW, Progress, load_model, load_state, save_state
+    >>> optimizer = AdamW(load_model("weights/tiny-world"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_state(folder, optimizer, Progress(step=7), {"data": "mine"})
+    ...     load_state(folder, optimizer, {"data": "mine"}).step
+    7
     """
     tensors = _places(optimizer)
     if progress.accumulated:
@@ -144,6 +157,8 @@ def load_state(folder: str | os.PathLike, optimizer: AdamW, identity: dict[str, 
 
     A damaged one is named with `say`, and the one before it is taken. ValueError if there is none, or it belongs to
     another model or run, naming all that differs; nothing is changed then.
+
+    See `save_state` for an example.
     """
     paths, damages = find_states(folder), []
     if not paths:

@@ -74,6 +74,12 @@ class Tensor:
 
     data: a float32 or float64 array (integers where no gradient is asked for). Python's lists and numbers become
     float32. NumPy's own functions don't take Tensors; tinyft's are methods here and functions in `tinyft.ops`.
+
+    >>> from tinyft import Tensor
+    >>> a, b = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0])
+    >>> (a * b).sum().backward()
+    >>> a.grad.tolist()
+    [3.0, 4.0]
     """
 
     __slots__ = ("data", "requires_grad", "node", "_grad", "_grad_is_shared")
@@ -359,6 +365,15 @@ def op(function: Callable) -> Callable:
     Positional arguments may be Tensors and get gradients; keyword arguments are passed through unchanged. Where the
     function has a keyword `wanted`, it is a tuple with one bool for each positional argument: whether its gradient
     is wanted. NumPy's scalars count as Python's numbers, so that x * np.sqrt(2) keeps the dtype of x.
+
+    >>> import numpy as np
+    >>> @op
+    ... def square(x):
+    ...     return x * x, lambda dout: 2 * x * dout
+    >>> x = Tensor(3.0, requires_grad=True)
+    >>> square(x).backward()
+    >>> x.grad.item()
+    6.0
     """
     name, signature = function.__name__, inspect.signature(function)
     asks = "wanted" in signature.parameters
@@ -400,7 +415,14 @@ def is_recording() -> bool:
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Within this block ops record nothing: for evaluation and generation. Other threads go on as they do."""
+    """Within this block ops record nothing: for evaluation and generation. Other threads go on as they do.
+
+    >>> x = Tensor(2.0, requires_grad=True)
+    >>> with no_grad():
+    ...     y = x * x
+    >>> y.requires_grad
+    False
+    """
     before = is_recording()
     _recording.set(False)
     try:

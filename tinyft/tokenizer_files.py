@@ -36,6 +36,10 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """The tokenizer of a model folder: its files, or GPT-2's own where there are none and the vocabulary has its size.
 
     ValueError names the file and the setting that tinyft cannot follow, or that versions of transformers disagree on.
+
+    >>> tokenizer = load_tokenizer("weights/tiny-world")
+    >>> tokenizer.encode("The lemon")
+    [278, 1390]
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,7 +91,15 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Write the tokenizer's files into a folder, and remove others of their names."""
+    """Write the tokenizer's files into a folder, and remove others of their names.
+
+    >>> import tempfile
+    >>> tokenizer = load_tokenizer("weights/tiny-world")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tokenizer(tokenizer, folder)
+    ...     load_tokenizer(folder).encode("The lemon") == tokenizer.encode("The lemon")
+    True
+    """
     contents = tokenizer_files(tokenizer)
     for name in TOKENIZER_FILES:
         if name in contents:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Turn:
     """One message of a conversation. `role` is "system", "user" or "assistant"; `input` is the second part that a
-    user turn has in Alpaca's form, and may be empty."""
+    user turn has in Alpaca's form, and may be empty.
+
+    >>> Turn("user", "Make this plural.", "a mouse").role
+    'user'
+    """
 
     role: str
     content: str
@@ -15,7 +19,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Entry:
-    """A conversation: what is asked and what is to be learned. `family` groups entries in reports; it may be empty."""
+    """A conversation: what is asked and what is to be learned. `family` groups entries in reports; it may be empty.
+
+    >>> entry = Entry.single("Name the capital of France.", output="Paris")
+    >>> [turn.role for turn in entry.turns], entry.output
+    (['user', 'assistant'], 'Paris')
+    """
 
     turns: tuple[Turn, ...]
     family: str = ""

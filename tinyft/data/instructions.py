@@ -41,6 +41,14 @@ def collate(examples: Sequence[Example], padding: int, *, max_length: int | None
     As in chapter 7 of "Build a Large Language Model (From Scratch)": the end behind a reply is learned, rows are filled
     up to the longest with `padding`, which is not; targets are the ids one to the left; both are cut at max_length.
     mask_prompt: what is no reply is not learned either.
+
+    >>> import numpy as np
+    >>> from tinyft.data.instructions import Example
+    >>> short = Example(np.array([5, 6, 0]), np.array([False, True, True]))
+    >>> long = Example(np.array([5, 7, 8, 9, 0]), np.array([False, False, True, True, True]))
+    >>> inputs, targets = collate([short, long], padding=0, mask_prompt=True)
+    >>> inputs.tolist(), targets.tolist()
+    ([[5, 6, 0, 0], [5, 7, 8, 9]], [[6, 0, -100, -100], [-100, 8, 9, 0]])
     """
     longest = max(len(example.ids) for example in examples) - 1
     length = longest if max_length is None else min(longest, max_length)
@@ -63,6 +71,14 @@ class InstructionSet:
 
     For a report: `dropped` lists the indices of entries left out and `reasons` counts why, `cut` counts those that lose
     their end at max_length, and `end_markers` those with a written end.
+
+    >>> from tinyft import Entry, InstructionSet, load_tokenizer
+    >>> tokenizer = load_tokenizer("weights/tiny-world")
+    >>> entry = Entry.single("Name a fruit.", output="A plum")
+    >>> data = InstructionSet([entry], tokenizer, mask_prompt=True, max_length=128)
+    >>> inputs, targets = data.collate([0])
+    >>> tokenizer.decode([token for token in targets[0].tolist() if token != -100])
+    'A plum<|endoftext|>'
     """
 
     def __init__(self, entries: Sequence[Entry], tokenizer: Tokenizer, *, prompt_style: str | Style | None = None,
@@ -219,6 +235,10 @@ def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,
     """Training, validation and test entries; what `train` and `test` leave over is for validation.
 
     With an rng shuffled; without, in the order of the file: training, test, validation, as in chapter 7.
+
+    >>> entries = [Entry.single(f"Count to {n}.") for n in range(20)]
+    >>> [len(part) for part in split(entries)]
+    [17, 1, 2]
     """
     if not (0 < train <= 1 and 0 <= test < 1 and train + test <= 1):
         raise ValueError(f"split: train = {train} and test = {test}, expected shares that add up to at most 1, "

@@ -16,7 +16,12 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 def read_entries(paths: Paths, columns: Mapping[str, str] | None = None,
                  max_entries: int | None = None) -> list[Entry]:
-    """Entries of one or several files; see `read_with_account`, which also tells what became of each."""
+    """Entries of one or several files; see `read_with_account`, which also tells what became of each.
+
+    >>> entries = read_entries("examples/data/train.json", max_entries=2)
+    >>> entries[0].instruction, entries[0].output
+    ('Give the opposite of the word "below".', 'above')
+    """
     return read_with_account(paths, columns, max_entries)[0]
 
 
@@ -31,6 +36,10 @@ def read_with_account(paths: Paths, columns: Mapping[str, str] | None = None,
 
     An entry without a reply to learn, or with nothing asked, is dropped and counted. ValueError in one line names
     the file and the entry, counted from 1 in each file, that cannot be read, and what to do.
+
+    >>> entries, account = read_with_account("examples/data/*_items.json", max_entries=3)
+    >>> len(entries), dict(account.schemas)
+    (3, {'Alpaca': 3})
     """
     if columns:
         check_columns(columns)

@@ -63,6 +63,9 @@ def parse_columns(text: str) -> dict[str, str]:
     """'instruction=ask,output=reply' -> {"instruction": "ask", "output": "reply"}: our name, then the file's key.
 
     ValueError where a part is no NAME=KEY, a name is unknown or occurs twice.
+
+    >>> parse_columns("instruction=ask,output=reply")
+    {'instruction': 'ask', 'output': 'reply'}
     """
     columns: dict[str, str] = {}
     for part in text.split(","):

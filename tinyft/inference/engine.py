@@ -40,6 +40,12 @@ class Engine:
 
     It computes new tokens of many sequences at once, whose keys and values it keeps in blocks of BLOCK tokens. Which
     blocks belong to whom is the caller's business.
+
+    >>> from tinyft import Engine, load_model_and_tokenizer, reply
+    >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
+    >>> engine = Engine(model, weights="int8")
+    >>> reply(engine, tokenizer, "The capital of France is", max_new_tokens=5)
+    'Paris.'
     """
 
     def __init__(self, model: GPT2, *, weights: str = "float32", max_rows: int = 64, step_rows: int = 512,
@@ -158,6 +164,11 @@ def load_engine(folder: str | os.PathLike, *, weights: str = "float32", base_mod
 
     base_model, errors: as for `adapters.load_unmerged`. The weights' file is read through a map of it, and each part
     is given back when it has been copied.
+
+    >>> from tinyft import load_engine, reply
+    >>> engine, tokenizer = load_engine("weights/tiny-world", weights="bfloat16")
+    >>> reply(engine, tokenizer, "The capital of Spain is", max_new_tokens=4)
+    'Madrid.'
     """
     model, tokenizer = load_unmerged(folder, base_model)
     return Engine(model, weights=weights, done_with=forget_pages, **options), tokenizer

@@ -33,6 +33,12 @@ def generate(model: Engine | GPT2, prompt: Iterable[int], *, max_new_tokens: int
     model: an Engine, or a GPT2, from which an engine is made every time. Ends before the token `stop` or any of
     several, after max_new_tokens, or where the context is full. rng and sampling: as for `Sampling`; greedy by default.
     ValueError if the prompt is empty, has unknown tokens, or leaves no room.
+
+    >>> from tinyft import generate, load_model_and_tokenizer
+    >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
+    >>> prompt = tokenizer.encode("The capital of France is")
+    >>> tokenizer.decode(list(generate(model, prompt, max_new_tokens=4)))
+    ' Paris.'
     """
     ends = () if stop is None else (stop,) if isinstance(stop, Integral) else stop
     request = Request(prompt, max_new_tokens=max_new_tokens, ends=ends, sampling=Sampling(**sampling), rng=rng)

@@ -51,6 +51,12 @@ def reply_all(model: Engine | GPT2, tokenizer: Tokenizer, prompts: Sequence[str 
     max_new_tokens: for all of them, or for each. A reply ends before any of the tokenizer's `stop_tokens`, of those in
     `stop`, and of the texts in stop_strings. rng: several replies draw from generators of their own that come from it.
     what: progress is shown under this name, if there is one. sampling: as for `Sampling`; greedy by default.
+
+    >>> from tinyft import load_engine, reply_all
+    >>> engine, tokenizer = load_engine("weights/tiny-world")
+    >>> prompts = ["The capital of France is", "The capital of Spain is"]
+    >>> reply_all(engine, tokenizer, prompts, max_new_tokens=10, stop_strings=["."])
+    ['Paris', 'Madrid']
     """
     if isinstance(prompts, str):
         raise ValueError("reply_all: prompts is one text, expected a list; write [prompt], or use reply")
@@ -65,7 +71,13 @@ def reply_all(model: Engine | GPT2, tokenizer: Tokenizer, prompts: Sequence[str 
 
 
 def reply(model: Engine | GPT2, tokenizer: Tokenizer, prompt: str | Sequence[int], **options) -> str:
-    """The whole reply to one prompt, text or ids, without surrounding space; options as for `reply_all`."""
+    """The whole reply to one prompt, text or ids, without surrounding space; options as for `reply_all`.
+
+    >>> from tinyft import load_engine, reply
+    >>> engine, tokenizer = load_engine("weights/tiny-world")
+    >>> reply(engine, tokenizer, "The young of a cow is", max_new_tokens=10, stop_strings=["."])
+    'called a calf'
+    """
     return reply_all(model, tokenizer, [prompt], **options)[0]
 
 
@@ -74,6 +86,11 @@ def ask(model: Engine | GPT2, tokenizer: Tokenizer, instruction: str | Sequence[
     """The reply to an instruction, or to a conversation; options as for `reply_all`.
 
     prompt_style: how it is written down; by default as the tokenizer's chat template says, or Alpaca's way without one.
+
+    >>> from tinyft import ask, load_engine
+    >>> engine, tokenizer = load_engine("weights/tiny-world")
+    >>> len(ask(engine, tokenizer, "What is the capital of France?", max_new_tokens=8)) > 0  # tune it first
+    True
     """
     if input and not isinstance(instruction, str):
         raise ValueError("ask: there is an input beside a conversation; put it into one of its turns")

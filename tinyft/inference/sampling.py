@@ -31,6 +31,9 @@ class Sampling:
     top_p: only the fewest that together have this probability are left (Holtzman et al., 2020, section 3.1); of equally
     likely ones those with the lowest ids.
     min_p: only those are left that are at least this share as likely as the likeliest (Nguyen et al., 2024).
+
+    >>> Sampling(temperature=0.8, top_k=40).top_k
+    40
     """
 
     temperature: float = 0.0

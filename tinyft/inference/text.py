@@ -65,7 +65,13 @@ class TextStream:
 
 
 def stream_text(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Decode tokens as they come. A character whose bytes are spread over tokens waits until it is whole."""
+    """Decode tokens as they come. A character whose bytes are spread over tokens waits until it is whole.
+
+    >>> from tinyft import load_tokenizer, stream_text
+    >>> tokenizer = load_tokenizer("weights/tiny-world")
+    >>> list(stream_text(tokenizer.encode("The dog is here."), tokenizer))
+    ['The', ' dog', ' is', ' here', '.']
+    """
     text = TextStream(tokenizer)
     for token in tokens:
         if piece := text.add(token):
