@@ -6,6 +6,7 @@ the output folder: model/ (loads in transformers, or in peft with --lora-rank), 
 with the model's reply, for you to review), scores.json, metrics.jsonl, loss.png.
 """
 
+import importlib.util
 import textwrap
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tinyft.files import make_writable_folder
 from tinyft.hub import find_model
 from tinyft.inference.generate import MANY
 from tinyft.inference.replies import reply, reply_to_all
+from tinyft.kernels.cached_attention import BLOCK
 from tinyft.loggers import make_loggers
 from tinyft.memory import Estimate, available_bytes, check_fits, estimate, longest_batch
 from tinyft.parallel import Ranks, connect, share_replies
@@ -60,17 +62,22 @@ def make_settings(options, model: GPT2) -> Settings:
                     evaluate_every=options.evaluate_every, patience=options.patience, moments=options.moments)
 
 
-def memory_needed(options, model: GPT2, settings: Settings, training_set, tests) -> Estimate:
-    """What the run will take."""
+def memory_needed(options, model: GPT2, settings: Settings, training_set, tests, ranks: Ranks) -> Estimate:
+    """What the run will take, each rank of it."""
     rows = settings.batch_size
     if settings.batch_tokens is not None:
         rows = max(1, settings.batch_tokens // int(training_set.lengths().max()))
+    rows = -(-rows // ranks.size)
     rows = min(rows, settings.micro_batch_size or rows)
     shares = not model.draws_dropout(np.random.default_rng())
     tokens, targets = longest_batch(training_set, rows, batch_tokens=settings.batch_tokens, share=shares)
+    # What is finished stays in the cache, in case another prompt begins alike, until its room is used up.
+    of_each = -(-tokens // (rows * BLOCK)) * BLOCK
+    reply_tokens = min(of_each * (1 + sum(map(len, tests.values()))), (MANY + 1) * model.config.n_positions)
     return estimate(model, tokens, targets, rows=rows, several=settings.micro_batch_size is not None,
                     moments=settings.moments, replies=options.base_weights,
-                    reply_tokens=min(MANY, 1 + sum(map(len, tests.values()))) * tokens // rows)
+                    reply_tokens=reply_tokens,
+                    plots=importlib.util.find_spec("matplotlib") is not None)
 
 
 class Asker:
@@ -138,8 +145,8 @@ def main() -> None:
     if options.show_mask:
         return results.show_masks(data_lines, training_set, tokenizer)
     settings = make_settings(options, model)
-    needed = memory_needed(options, model, settings, training_set, tests)
-    check_fits(needed, available_bytes())
+    needed = memory_needed(options, model, settings, training_set, tests, ranks)
+    check_fits(needed, available_bytes(), ranks.on_host)
     output = ranks.first(choose_output, options, folder)
     identity = {"seed": options.seed, "dropout": options.dropout, "dtype": options.dtype,
                 "base weights": options.base_weights,

@@ -39,6 +39,7 @@ def test_pytorch_can_be_left_out():
     assert tuning.peers_of(ROW, False) == ["tinyft"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("changes", [{}, {"recompute": True, "moments": "bfloat16"}, {"lora": True},
                                      {"lora": True, "base": "int8"}, {"lora": True, "base": "bfloat16"}])
 def test_steps_learn(changes):

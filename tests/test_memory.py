@@ -159,6 +159,7 @@ print(json.dumps([1e6 * peak_megabytes() - before, found.total - found.program])
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux tells of a process")
 @pytest.mark.parametrize("recomputed, part", [(False, 8), (True, 8), (False, 2)])
 def test_a_process_takes_what_was_said(recomputed, part, run_python):
@@ -324,3 +325,16 @@ def test_lines_are_few_and_add_up():
     assert lines[0].startswith("about ") and "240 tokens" in " ".join(lines) and "replies" in lines[-1]
     assert "replies" not in " ".join(estimate(make_model(**SHAPE), 240, 120).lines())
 
+
+
+def test_plots_and_ranks_on_one_host():
+    model = make_model(**SHAPE)
+    plain, drawn = estimate(model, 240, 120), estimate(model, 240, 120, plots=True)
+    assert drawn.total - plain.total == drawn.program - plain.program == 35 * 10**6
+    check_fits(plain, 2 * plain.total, processes=2)
+    with pytest.raises(ValueError, match=r"available to each of the 2 ranks on this host; fewer ranks help"):
+        check_fits(plain, 1.9 * plain.total, processes=2)
+
+
+def test_rows_of_one_token_cannot_be_made_shorter():
+    assert all("--max-length 0" not in option for option, _ in estimate(make_model(**SHAPE), 8, 4, rows=8).remedies)

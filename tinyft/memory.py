@@ -29,6 +29,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Python, NumPy, Numba and tinyft's compiled kernels; then what a tokenizer takes for each of its tokens. Measured with
 # Python 3.11, NumPy 2 and Numba 0.6x on Linux.
 PROGRAM_BYTES, TOKEN_BYTES = 185 * 10**6, 900
+PLOT_BYTES = 35 * 10**6  # matplotlib, once it has drawn
 ENGINE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1 + 4 / 64}  # of a weight in an engine; 64 share a scale
 ENGINE_ROWS = 512  # tokens that an engine has room to compute at a time
 
@@ -172,6 +173,7 @@ class _Run:
     moment_bytes: int
     replies: str | None
     reply_tokens: int
+    program: int
 
 
 @dataclass(frozen=True)
@@ -283,12 +285,11 @@ def _estimate(run: _Run) -> Estimate:
     gradients, activations = run.trainable * size, int(_activations(run) * size)
     moments = 2 * run.trainable * run.moment_bytes
     replies = int(_engine(run)) if run.replies else 0
-    program = PROGRAM_BYTES + TOKEN_BYTES * config.vocab_size + SHARED_BYTES + PIECE_BYTES * get_num_threads()
     # The gradients of a micro-batch stay while the next one is computed, that of the token table too: there are two of
     # it then. Else gradients take the place of activations, block by block.
     step = gradients + activations + logits if run.several else max(activations + logits, gradients)
-    total = program + run.weight_bytes + moments + max(step, replies)
-    return Estimate(run.weight_bytes, moments, gradients, activations, logits, replies, program, total, run.tokens)
+    total = run.program + run.weight_bytes + moments + max(step, replies)
+    return Estimate(run.weight_bytes, moments, gradients, activations, logits, replies, run.program, total, run.tokens)
 
 
 def _remedies(run: _Run, total: int) -> Iterator[tuple[str, int]]:
@@ -309,9 +310,9 @@ def _remedies(run: _Run, total: int) -> Iterator[tuple[str, int]]:
     if run.rows > 1:
         choices["--micro-batch-size 1"] = single
     choices["--recompute --micro-batch-size 1 --moments bfloat16"] = replace(single, recompute=True, moment_bytes=2)
-    length = run.tokens // run.rows // 2
-    choices[f"--max-length {length}"] = replace(run, tokens=length * run.rows, targets=min(run.targets,
-                                                                                           length * run.rows))
+    if length := run.tokens // run.rows // 2:
+        tokens = length * run.rows
+        choices[f"--max-length {length}"] = replace(run, tokens=tokens, targets=min(run.targets, tokens))
     for option, smaller in choices.items():
         saved = total - _estimate(smaller).total
         if saved > 0.03 * total:
@@ -319,27 +320,35 @@ def _remedies(run: _Run, total: int) -> Iterator[tuple[str, int]]:
 
 
 def estimate(model: GPT2, tokens: int, targets: int, *, rows: int = 1, several: bool = False,
-             moments: str = "float32", replies: str | None = None, reply_tokens: int = 0) -> Estimate:
+             moments: str = "float32", replies: str | None = None, reply_tokens: int = 0,
+             plots: bool = False) -> Estimate:
     """What training a model will take, before anything of it is done; within about a tenth.
 
     tokens, targets, rows: of the longest micro-batch, see `longest_batch`. several: whether a step has more than one.
     moments: how AdamW keeps them. replies: how an engine that answers during the run keeps its weights, None without
-    one, and reply_tokens: of all its prompts and replies together. What the model says itself is read from it: what
-    is frozen, adapters, dropout, recomputation, weights in fewer bits.
+    one, and reply_tokens: of all its prompts and replies together, in whole blocks of its cache. plots: whether
+    matplotlib draws. What the model says itself is read from it: what is frozen, adapters, dropout, recomputation,
+    weights in fewer bits.
     """
+    program = PROGRAM_BYTES + TOKEN_BYTES * model.config.vocab_size + SHARED_BYTES + PIECE_BYTES * get_num_threads()
     run = _describe(model, tokens=tokens, targets=targets, rows=rows, several=several,
                     moment_bytes=2 if moments == "bfloat16" else model.wpe.weight.dtype.itemsize, replies=replies,
-                    reply_tokens=reply_tokens)
+                    reply_tokens=reply_tokens, program=program + PLOT_BYTES * plots)
     found = _estimate(run)
     return replace(found, remedies=tuple(sorted(_remedies(run, found.total), key=lambda remedy: -remedy[1])))
 
 
-def check_fits(estimate: Estimate, available: float) -> None:
-    """ValueError, with the options that help and what each saves, if a run needs more than is available."""
+def check_fits(estimate: Estimate, available: float, processes: int = 1) -> None:
+    """ValueError, with the options that help and what each saves, if a run needs more than is available.
+
+    processes: how many of the same needs share what is available.
+    """
+    available /= processes
     if estimate.total <= available:
         return
     missing = estimate.total - available
     helps = [f"{option} saves {saved / 1e9:.1f} GB{' (enough)' if saved >= missing else ''}"
              for option, saved in estimate.remedies]
+    whose = f" to each of the {processes} ranks on this host; fewer ranks help" if processes > 1 else ""
     raise ValueError(f"this run needs about {estimate.total / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
-                     f"available; {'; '.join(helps) if helps else 'take a smaller model'}")
+                     f"available{whose}; {'; '.join(helps) if helps else 'take a smaller model'}")
