@@ -12,6 +12,7 @@ from small import make_model
 from tinyft import Tensor, draw, losses, ops
 from tinyft.draw.layout import BOX_WIDTH, lay_out
 from tinyft.segments import segments_of
+from tinyft.tensor import recompute
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[examples]'")
 layout = sys.modules["tinyft.draw.layout"]
@@ -82,6 +83,15 @@ def test_gradients_of_a_picture_are_those_of_backward(rng):
 def test_a_graph_of_arrays_shows_shapes_and_no_gradients(rng):
     x = Tensor(rng.standard_normal((2, 3)), requires_grad=True)
     assert sorted(texts(draw.graph(ops.gelu(x), {"x": x}))) == ["", "gelu\n(2, 3)", "x\n(2, 3)"]
+
+
+def test_a_part_that_is_computed_again_is_not_asked_for_gradients():
+    """Its backward pass would fill the parameters' .grad."""
+    weight, x = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
+    out = recompute(lambda x: x * weight, x)
+    assert sorted(texts(draw.graph(out))) == ["", "leaf\nvalue 3", "recompute\n()"] and weight.grad is None
+    with pytest.raises(ValueError, match="pass gradients=False"):
+        draw.graph(out, gradients=True)
 
 
 @pytest.mark.parametrize("make, message", [

@@ -35,16 +35,20 @@ def graph(last: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients:
 
     names: tensors to be called by name; where such a one has a single element, its value is shown. gradients: whether
     to show d last / d box, with what comes back along each arrow, and to number the ops in the order of the backward
-    pass; by default where `last` has a single element.
-    graphviz places the boxes if it is installed. RuntimeError for a tensor without a graph, or whose graph a
-    backward pass has freed; ValueError for more than MOST_NODES boxes.
+    pass; by default where `last` has a single element. graphviz places the boxes if it is installed. RuntimeError for
+    a tensor without a graph, or whose graph a backward pass has freed; ValueError for more than MOST_NODES boxes, or
+    gradients of a part that is computed again in the backward pass.
     """
     if last.node is None or last.node.backward is None:
         raise RuntimeError("draw.graph: there is no graph behind this tensor, expected one that an op made of a tensor "
                            "with requires_grad=True; draw it before backward(), which frees the graph")
     order = _in_order(last.node)
+    impure = {node.op for node in order if isinstance(node, Node)} & {"recompute", "when_passed"}
+    if gradients and impure:
+        raise ValueError(f"draw.graph: the backward pass of {', '.join(impure)} does more than return gradients, so "
+                         "that a picture can't call it; pass gradients=False, or switch model.recompute off")
     if gradients is None:
-        gradients = last.size == 1
+        gradients = last.size == 1 and not impure
     boxes = _boxes(order, {id(t.node or t): (name, t) for name, t in (names or {}).items()})
     if gradients:
         _add_gradients(order, boxes, np.ones(last.shape, last.dtype))
