@@ -78,7 +78,7 @@ def adamw_step(weight, grad, m, v, grad_scale, learning_rate, beta1, beta2, eps,
 
     weight, grad, m, v: (n,); m and v may be bfloat16, as uint16. The gradient is multiplied by `grad_scale` on the way,
     so that clipping needs no pass of its own. step counts from 1. key: 63 bits, another one for each step and
-    parameter; of what bfloat16 is rounded with.
+    parameter; of what bfloat16 is rounded with. examples/tour/derivations.md has the paper's form beside this one.
     """
     real = weight.dtype.type
     correction1 = 1 - beta1**step

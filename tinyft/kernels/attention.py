@@ -166,7 +166,7 @@ def _attend_backward(qkv, first_query, head, tokens, shared, size, scale, dout, 
                      gathered, keys, values, keys_down, block, rows, scores, dscores, partial_tile):
     """One (segment, head): queries' gradients into dqkv, those of all keys and values that it saw into dkeys, dvalues.
 
-    Forward: S = Q K^T, W = softmax(S), O = W V.
+    Forward: S = Q K^T, W = softmax(S), O = W V. The gradients are derived in examples/tour/derivations.md.
     """
     length, stride, width = tokens.size, qkv.shape[1], dout.shape[1]
     flat_qkv, flat_dout, flat_dqkv = qkv.reshape(-1), dout.reshape(-1), dqkv.reshape(-1)

@@ -14,7 +14,7 @@ def _softmax_minus_target(logits, target, scale):
 
     Their difference is -log softmax[target] = log(sum of exp(l)) - l[target], both less the largest logit. It is left
     to the caller, where sums are not reordered: the largest logit would be put back in, and the loss rounded to its
-    digits. d log(sum of exp(l)) / dl is softmax(l).
+    digits. d log(sum of exp(l)) / dl is softmax(l); see the derivation in `losses.cross_entropy`.
     """
     top = logits[0]
     for i in range(logits.size):

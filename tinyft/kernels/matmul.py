@@ -21,6 +21,8 @@ thread waits for another between packing and multiplying. The sizes are this CPU
 Where a CPU multiplies small matrices of bfloat16 by itself (`matrix_unit.py`), only the tile and the order of A's
 panels are different.
 
+`examples/tour/matmul_steps.py` leads here from three loops, and `derivations.md` beside it derives the sizes.
+
 Storage order is the caller's business: `gemm` takes NumPy views, and `x.T` costs nothing. Where B is kept in fewer bits
 (`kept.py`), only its packing is different.
 """

@@ -46,7 +46,8 @@ def layer_norm_forward(x, weight, bias, eps):
 def _normalise_row_backward(dout, x, weight, mean, rstd, dx, dweight, dbias):
     """One row of dx; adds the row's share to dweight and dbias.
 
-    With n = (x - mean) * rstd and g = dout * weight: dx = rstd * (g - mean(g) - n * mean(g * n)).
+    With n = (x - mean) * rstd and g = dout * weight: dx = rstd * (g - mean(g) - n * mean(g * n)), which is derived in
+    examples/tour/derivations.md.
     """
     sum_g = x.dtype.type(0)
     sum_gn = x.dtype.type(0)

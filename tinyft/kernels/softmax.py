@@ -39,7 +39,10 @@ def softmax_forward(x):
 
 @jit(reorder=True)
 def softmax_row_backward(dout, out, dx):
-    """dx = out * (dout - sum(dout * out)): one row of the softmax's Jacobian, diag(out) - out out^T."""
+    """dx = out * (dout - sum(dout * out)): one row of the softmax's Jacobian, diag(out) - out out^T, times dout.
+
+    It is derived above `ops.softmax`'s backward pass.
+    """
     dot = out.dtype.type(0)
     for i in range(out.size):
         dot += dout[i] * out[i]
