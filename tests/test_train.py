@@ -461,7 +461,7 @@ def test_what_a_run_leaves(turning):
     assert metrics(folder) == events
     assert {event["kind"] for event in events} == {"step", "evaluation"}
     names = {path.name for path in folder.iterdir()}
-    assert names - {"loss.png"} == {"metrics.jsonl", "model", "checkpoints"}
+    assert names - {"loss.png"} == {"metrics.jsonl", "model", "checkpoints", "run.lock"}
 
 
 def test_loss_png(turning, tmp_path):
