@@ -276,17 +276,19 @@ def run(fuzzer: Fuzzer) -> None:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=20_000, help="how many in all")
+    parser.add_argument("--inputs", type=int, default=20_000, help="how many in all (%(default)s)")
     parser.add_argument("--minutes", type=float, help="stop then, whatever the inputs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="others make other inputs (%(default)s)")
     parser.add_argument("--format", action="append", help="only this one; may be given several times")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input of --format, with its traceback")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of work for an input, or it is a finding")
-    parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="beyond what Python itself takes")
-    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), metavar="FOLDER")
+    parser.add_argument("--seconds", type=float, default=2.0,
+                        help="of work for an input, or it is a finding (%(default)s)")
+    parser.add_argument("--memory", type=int, default=1024, metavar="MB",
+                        help="beyond what Python itself takes (%(default)s)")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), metavar="FOLDER",
+                        help="where they are kept (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the table as it grows")
     parser.add_argument("--resume", action="store_true", help="go on with what --json has counted")
-    parser.add_argument("--jobs", type=int, choices=[1], default=1, help="one: a seed for each process makes more")
     return parser.parse_args(arguments)
 
 

@@ -335,6 +335,10 @@ def test_no_weights_at_all(saved):
     (bytes(8), "not a whole safetensors file"),
     (b"\xff" * 4000, "not a whole safetensors file"),
     (b"\x08" + bytes(7) + b"not json", "not a whole safetensors file"),
+    # A header of 60, or 128, characters, whose length begins as a page, or a pickle, does.
+    (b"\x3c" + bytes(7) + b'{"wte.weight":', "not a whole safetensors file"),
+    (b"\x80" + bytes(7) + b'{"wte.weight":', "not a whole safetensors file"),
+    (b" \x01" + bytes(6) + b'{"wte.weight":', "not a whole safetensors file"),
 ])
 def test_a_file_that_only_has_the_name(saved, data, words):
     folder, _ = saved

@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from small import assert_same_weights, make_model, weights_of, write_tokenizer
 from tiny import TOKENIZER
 
 from tinyft import Entry, GPT2Config, InstructionSet, Turn, checkpoint, load_model, load_tokenizer, read_with_account
-from tinyft.data import chat_template
+from tinyft.data import arrow, chat_template, schemas
 from tinyft.data.prompts import PROMPT_STYLES, find_style
 from tinyft.inference.prompt_files import read_prompts
 from tinyft.safetensors_file import read_header, read_tensors
@@ -487,29 +488,65 @@ def test_little_that_becomes_much(kind, tmp_path):
     assert len(read_with_account(tmp_path / "x")[0]) == 1
 
 
+@pytest.mark.parametrize("content", [
+    {"k" * 100_000: {str(i): [{}] for i in range(300)}},
+    {"columns": [["k" * 100_000]], "data": [[0]] * 300}], ids=["path", "header"])
+def test_a_long_key_that_is_not_copied(content, tmp_path):
+    """It was, for each list below it and for each row: a megabyte became two gigabytes."""
+    (tmp_path / "x").write_text(json.dumps(content))
+    tracemalloc.start()
+    refusal(read_with_account, tmp_path / "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20
+
+
+def test_a_long_key_above_many_objects(tmp_path):
+    """The path to each of them was put together anew."""
+    (tmp_path / "x").write_text(json.dumps({"k" * (1 << 20): {str(i): {} for i in range(10_000)}}))
+    start = time.process_time()
+    refusal(read_with_account, tmp_path / "x")
+    assert time.process_time() - start < 1
+
+
 def arrow_tables():
     """Tables that are small as files and large as values, by name."""
     pyarrow = pytest.importorskip("pyarrow")
     large = pyarrow.array(["x" * (1 << 20)])
     repeated = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(500, np.int32)), large)
     text = pyarrow.array(["a"])
+
+    def one_list(items):
+        return pyarrow.ListArray.from_arrays(pyarrow.array([0, len(items)], pyarrow.int32()), items)
+
     return pyarrow, {
         "rows": pyarrow.table({"output": pyarrow.nulls(50_000_000)}),
         "texts": pyarrow.table({"output": repeated}),
         "nulls": pyarrow.table({"output": text, "x": pyarrow.array([[None] * 9], pyarrow.list_(pyarrow.null()))}),
         "fixed": pyarrow.table({"output": text, "x": pyarrow.array([[1] * 9], pyarrow.list_(pyarrow.int8(), 9))}),
         "views": pyarrow.table({"output": text.cast(pyarrow.string_view())}),
+        "bits": pyarrow.table({"output": text, "x": one_list(np.zeros(3_000_000, bool))}),
+        "nothing": pyarrow.table({"output": text, "x": one_list(
+            pyarrow.StructArray.from_buffers(pyarrow.struct([]), 3_000_000, [None]))}),
     }
 
 
 @pytest.mark.parametrize("name, said", [("rows", "rows in"), ("texts", "made to fill a memory"),
-                                        ("nulls", "of the type"), ("fixed", "of the type"), ("views", "of the type")])
+                                        ("nulls", "of the type"), ("fixed", "of the type"), ("views", "of the type"),
+                                        ("nothing", "made to fill a memory")])
 def test_tables_whose_values_are_not_in_the_file(name, said, tmp_path):
     """Any number of rows, or the same text again and again, take no room in such a file."""
     pyarrow, tables = arrow_tables()
     with pyarrow.ipc.new_file(tmp_path / "x", tables[name].schema) as writer:
         writer.write_table(tables[name])
     assert said in refusal(read_with_account, tmp_path / "x")
+
+
+def test_a_parquet_file_that_repeats_a_bit(tmp_path):
+    pyarrow, tables = arrow_tables()
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(tables["bits"], tmp_path / "x")
+    assert "made to fill a memory" in refusal(read_with_account, tmp_path / "x")
 
 
 def test_a_parquet_file_that_repeats_a_text(tmp_path):
@@ -529,6 +566,35 @@ def test_a_table_of_many_columns(tmp_path):
     start = time.process_time()
     assert len(read_with_account(tmp_path / "x")[0]) == 1
     assert time.process_time() - start < 5
+
+
+def test_lists_of_a_table_that_are_read(tmp_path):
+    pyarrow, _ = arrow_tables()
+    chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    maps = pyarrow.array([[("a", 1)], None, []] * 100, pyarrow.map_(pyarrow.string(), pyarrow.int32()))
+    table = pyarrow.table({"messages": [chat] * 300, "tags": [["a"], None, []] * 100, "counts": maps})
+    with pyarrow.ipc.new_file(tmp_path / "arrow", table.schema) as writer:
+        writer.write_table(table)
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "parquet")
+    for name in ("arrow", "parquet"):
+        assert [entry.output for entry in read_with_account(tmp_path / name)[0]] == ["a"] * 300
+    parts = arrow._size(table.combine_chunks()["counts"].chunk(0)), sum(
+        arrow._size(batch.column("counts")) for batch in table.to_batches(max_chunksize=7))
+    assert parts[0] <= parts[1] < 1.5 * parts[0]  # not each time as large as all of them
+
+
+def test_a_table_of_many_columns_and_rows(tmp_path):
+    """Each name was compared with the known ones in each row, where there are more names than were remembered."""
+    schemas.near_miss.cache_clear()
+    (tmp_path / "x").write_text("instruction,output," + ",".join(map(str, range(5000))) + ("\na,b," + "," * 4999) * 3)
+    assert len(read_with_account(tmp_path / "x")[0]) == 3
+    assert schemas.near_miss.cache_info().misses == 5002
+
+
+def test_prompts_with_line_ends_of_unicode_in_them(tmp_path):
+    """JSON needs no escapes for them."""
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\r\n\n"d"\n', encoding="utf-8", newline="")
+    assert [line.text for line in read_prompts(tmp_path / "x.jsonl")] == ["a\u2028b\x85c", "d"]
 
 
 @pytest.mark.parametrize("line", [

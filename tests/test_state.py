@@ -298,6 +298,8 @@ def rewritten(path, **changes):
     {"progress": {"speed": 1}}, {"progress": {"best_loss": None}}, {"progress": {"recent_losses": 1}},
     {"progress": {"recent_losses": ["x"]}}, {"progress": {"now_rng": {"bit_generator": "os.system"}}},
     {"progress": {"now_rng": {"bit_generator": "PCG64", "state": {"state": -1, "inc": 10**60}}}},
+    # NumPy would read at that place, wherever in memory it is.
+    {"progress": {"now_rng": {"bit_generator": "MT19937", "state": {"key": [1] * 624, "pos": 10**9}}}},
     {"optimizer_steps": "2"}, {"optimizer_steps": -2}, {"identity": None}, {"checksum": "x"},
 ])
 def test_notes_that_no_run_has_written(tmp_path, changes):

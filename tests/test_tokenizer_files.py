@@ -4,6 +4,7 @@ test_referee_tokenizer.py compares with transformers itself; here the ids are wo
 """
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -378,3 +379,13 @@ def test_two_files_that_list_other_tokens_are_refused(tmp_path):
     write_json(tmp_path / "tokenizer_config.json", {"additional_special_tokens": ["<a>"]})
     write_json(tmp_path / "special_tokens_map.json", {"additional_special_tokens": ["<b>"]})
     assert "list other additional tokens" in refusal(tmp_path)
+
+
+def test_many_ids_that_end_generation(tmp_path):
+    """Each was looked for among all ids of the vocabulary."""
+    vocab = write_tokenizer(tmp_path)
+    write_json(tmp_path / "config.json", {"vocab_size": len(vocab)})
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": list(range(10**6))})
+    start = time.process_time()
+    assert load_tokenizer(tmp_path).stop_tokens == tuple(range(len(vocab)))
+    assert time.process_time() - start < 2

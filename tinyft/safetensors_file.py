@@ -20,7 +20,10 @@ QUANTISED = ("I8", "U8", "I4", "U4", "F8_", "F6_", "F4")  # beginnings of the ty
 def _diagnose(path: Path) -> str:
     """Name a file that carries the name of safetensors but not the format, and the remedy."""
     with open(path, "rb") as file:
-        start = file.read(64).lstrip()
+        start = file.read(64)
+    if start[8:9] == b"{":  # behind the length of a header, whose first byte may be any, that of "<" too
+        return "it is not a whole safetensors file; copy or download it again"
+    start = start.lstrip()
     if start.startswith(b"version https://git-lfs"):
         return "it is a git-lfs pointer, not the weights; run 'git lfs pull' in that folder"
     if start[:1] == b"<":

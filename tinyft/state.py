@@ -197,7 +197,10 @@ def _read_notes(path: Path) -> dict[str, Any]:
 
 
 def _progress(path: Path, notes: dict[str, Any]) -> Progress:
-    """The progress in a state's notes. Damaged unless every number is one, and the generators are some of NumPy's."""
+    """The progress in a state's notes. Damaged unless every number is one, and the generators are some of NumPy's.
+
+    NumPy's others have arrays, which the notes can't, and an index into them, which it doesn't check.
+    """
     try:
         progress = Progress(**notes["progress"])
         for field in fields(Progress):
@@ -206,8 +209,7 @@ def _progress(path: Path, notes: dict[str, Any]) -> Progress:
                 raise ValueError(f"{field.name} is {shown(value)}")
         progress.recent_losses = [float(loss) for loss in progress.recent_losses]
         for state in filter(None, (progress.epoch_rng, progress.now_rng)):
-            kind = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM, "MT19937": np.random.MT19937,
-                    "Philox": np.random.Philox, "SFC64": np.random.SFC64}[state["bit_generator"]]
+            kind = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM}[state["bit_generator"]]
             kind().state = state
         if notes["optimizer_steps"] < 0:
             raise ValueError("optimizer_steps is negative")

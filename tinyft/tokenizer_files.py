@@ -271,7 +271,8 @@ def _end_of_text(folder: Path, names: dict[str, str], table: dict[AddedToken, in
     """
     ids = vocab | {token.content: id for token, id in table.items()}
     named = [ids[names["eos_token"]]] if "eos_token" in names else []
-    of_model = [end for end in ends if end in ids.values()]
+    known = set(ids.values())
+    of_model = [end for end in ends if end in known]
     assumed = bool(named) and not stated and names["eos_token"] not in vocab
     candidates = of_model + named if assumed else named + of_model
     for id in candidates:

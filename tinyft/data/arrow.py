@@ -15,6 +15,7 @@ from ..untrusted import shown
 BATCH_ROWS = 64
 # Rows and bytes of values that a file may have: so many for each of its bytes, and some more.
 ROWS_PER_BYTE, BYTES_PER_BYTE, SPARE_ROWS, SPARE_BYTES = 1, 200, 100_000, 64 << 20
+OBJECT_BYTES = 32  # of an object of Python, about
 STARTS = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -96,10 +97,24 @@ def _check_type(kind, name: str, depth: int) -> None:
 
 
 def _size(column) -> int:
-    """Bytes of a column's values; of a dictionary, each as large as the largest."""
+    """Bytes of a column's values; of a dictionary, each as large as the largest.
+
+    What lists hold counts as Python's objects do: an item of a list may be a single bit in the file, or, if it is a
+    struct without fields, nothing at all.
+    """
     import pyarrow.types as types
 
-    if types.is_dictionary(column.type) and not types.is_primitive(column.type.value_type):
+    kind = column.type
+    if types.is_dictionary(kind) and not types.is_primitive(kind.value_type):
         return len(column) * max((value.as_buffer().size if value.is_valid else 0
                                   for value in column.dictionary.cast("binary")), default=0)
-    return column.nbytes
+    if types.is_struct(kind):
+        return OBJECT_BYTES * len(column) + sum(map(_size, column.flatten()))
+    if types.is_map(kind) and len(column):  # what stands in it is that of the whole array, also of a part of one
+        first, last = column.offsets[0].as_py(), column.offsets[len(column)].as_py()
+        inner = [part.slice(first, last - first) for part in (column.keys, column.items)]
+    elif types.is_list(kind) or types.is_large_list(kind):
+        inner = [column.flatten()]
+    else:
+        return column.nbytes
+    return OBJECT_BYTES * (len(column) + len(inner[0])) + sum(map(_size, inner))

@@ -166,9 +166,9 @@ def _unpack(value, where: str, columns: Mapping[str, str] | None) -> list[Any]:
     if is_entry(value, columns):
         return [value]
     within = [] if value.keys() & _names(columns) else list(_lists_within(value))
-    within = within or [(key, inner) for key, inner in value.items() if _is_list_of_objects(inner)]
+    within = within or [((key,), inner) for key, inner in value.items() if _is_list_of_objects(inner)]
     if len(within) > 1:
-        counts = ", ".join(f"{shown(key)} ({len(inner)})" for key, inner in within[:12])
+        counts = ", ".join(f"{shown('.'.join(keys), 60)} ({len(inner)})" for keys, inner in within[:12])
         raise ValueError(f"{where}: an object with several lists of entries: {counts}; save the one to be read in a "
                          "file of its own")
     if within:
@@ -194,13 +194,13 @@ def _is_list_of_objects(value) -> bool:
             and not is_message(value[0]))
 
 
-def _lists_within(value: dict, prefix: str = "") -> Iterator[tuple[str, list]]:
+def _lists_within(value: dict, outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list]]:
     """(path of keys, list) for all lists of objects in an object and in the objects that it holds."""
     for key, inner in value.items():
         if _is_list_of_objects(inner):
-            yield f"{prefix}{key}", inner
-        elif isinstance(inner, dict) and prefix.count(".") < MAX_DEPTH:
-            yield from _lists_within(inner, f"{prefix}{key}.")
+            yield (*outer, key), inner
+        elif isinstance(inner, dict) and len(outer) < MAX_DEPTH:
+            yield from _lists_within(inner, (*outer, key))
 
 
 def _names(columns: Mapping[str, str] | None) -> set[str]:
@@ -208,12 +208,13 @@ def _names(columns: Mapping[str, str] | None) -> set[str]:
 
 
 def _rows(header: list, rows: list[list], where: str) -> list[dict]:
-    if len(set(map(str, header))) < len(header):
+    names = [str(name) for name in header]  # once: a name that isn't text can be as long as the file
+    if len(set(names)) < len(names):
         raise ValueError(f"{where}: a column occurs twice among {quoted(header)}")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise ValueError(f"{where}, entry {number}: {len(row)} values, expected {len(header)} as in 'columns'")
-    return [dict(zip(map(str, header), row, strict=True)) for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _from_columns(lists: dict[str, list], where: str) -> list[dict]:

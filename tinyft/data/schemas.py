@@ -118,7 +118,7 @@ def is_entry(item: dict, columns: Mapping[str, str] | None = None) -> bool:
     return has(QUESTIONS) and has(REPLIES) or any(map(is_conversation, item.values()))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache  # of any number of keys: a table of many columns asks for all of them with every row
 def near_miss(key: str) -> str | None:
     """The known key that `key` was probably meant to be ("Input", "input : ", "instructions", "ouput"), if any."""
     if key in KNOWN or key == "content":  # "content" is a word of its own, a letter beside "context"

@@ -43,7 +43,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
 
 
 def _lines(path: Path) -> Iterator[PromptLine]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
