@@ -568,6 +568,16 @@ def test_a_table_of_many_columns(tmp_path):
     assert time.process_time() - start < 5
 
 
+def test_a_parquet_file_of_one_long_text_is_not_even_unpacked(tmp_path):
+    pyarrow, _ = arrow_tables()
+    table = pyarrow.table({"output": ["a"], "instruction": ["b" * 80_000_000]})
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "x", compression="zstd", use_dictionary=False)
+    before = pyarrow.total_allocated_bytes()
+    assert "made to fill a memory" in refusal(read_with_account, tmp_path / "x")
+    assert pyarrow.total_allocated_bytes() - before < 1 << 20 and (tmp_path / "x").stat().st_size < 10_000
+
+
 def test_lists_of_a_table_that_are_read(tmp_path):
     pyarrow, _ = arrow_tables()
     chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]

@@ -199,7 +199,7 @@ def _read_notes(path: Path) -> dict[str, Any]:
 def _progress(path: Path, notes: dict[str, Any]) -> Progress:
     """The progress in a state's notes. Damaged unless every number is one, and the generators are some of NumPy's.
 
-    NumPy's others have arrays, which the notes can't, and an index into them, which it doesn't check.
+    NumPy's other generators hold arrays, which JSON can't, and an index into them, which NumPy doesn't check.
     """
     try:
         progress = Progress(**notes["progress"])

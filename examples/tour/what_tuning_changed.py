@@ -101,7 +101,7 @@ for level in range(before.config.n_layer + 1):
     said = [f"{name}: {tokenizer.decode([view.likeliest[level, -1, 0]])!r} {view.probabilities[level, -1, 0]:.0%}"
             for name, view in views.items()]
     print(f"{where:>10}  {said[0]:<24}{said[1]}")
-show(draw.lens(views["after"], lambda token: tokenizer.decode([token])), "what_tuning_changed_lens")
+show(draw.lens(views["after"], lambda token: tokenizer.decode([token]), last=12), "what_tuning_changed_lens")
 
 # %% [markdown]
 # ## Exercises

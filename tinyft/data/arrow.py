@@ -1,7 +1,8 @@
 """Parquet and Arrow files as rows of Python's values, within bounds. Needs pyarrow (pip install pyarrow).
 
 A few bytes of such a file can stand for any number of rows, values or nulls. So it is read a batch at a time, and only
-types whose values take room in the file are taken.
+types whose values take room in the file are taken. What pyarrow decompresses at once is bounded only by what a Parquet
+file says of itself; open files of people you trust.
 """
 
 import io
@@ -34,27 +35,32 @@ def read_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
     rows, size = [], 0
     most_rows, most_bytes = SPARE_ROWS + ROWS_PER_BYTE * len(content), SPARE_BYTES + BYTES_PER_BYTE * len(content)
     try:
-        for batch in _batches(content):
+        for batch in _batches(content, most_bytes):
             _check_types(batch.schema)
             if len(rows) + batch.num_rows > most_rows:
                 raise ValueError(f"it has more than {most_rows:,} rows in {len(content):,} bytes, which no texts have")
             batch.validate(full=True)  # offsets of a damaged file can point anywhere
             size += sum(map(_size, batch.columns))
-            if size > most_bytes:
-                raise ValueError(f"it has more than {most_bytes:,} bytes of text in {len(content):,}, which was made "
-                                 "to fill a memory")
+            _check_size(size, most_bytes)
             rows += batch.to_pylist()
         return rows
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a whole Parquet or Arrow file ({shown(one_line(error), 200)[1:-1]})") from None
 
 
-def _batches(content: bytes) -> Iterator[Any]:
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it has more than {most:,} bytes of values, which was made to fill a memory")
+
+
+def _batches(content: bytes, most_bytes: int) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     if content.startswith(b"PAR1"):
-        schema = pyarrow.parquet.ParquetFile(io.BytesIO(content)).schema
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        groups, schema = map(file.metadata.row_group, range(file.num_row_groups)), file.schema
+        _check_size(sum(group.total_byte_size for group in groups), most_bytes)
         columns = [schema.column(i) for i in range(len(schema))]
         # Texts that repeat stay together until it is known how much they are one by one.
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY" and "." not in column.path]
@@ -110,7 +116,7 @@ def _size(column) -> int:
                                   for value in column.dictionary.cast("binary")), default=0)
     if types.is_struct(kind):
         return OBJECT_BYTES * len(column) + sum(map(_size, column.flatten()))
-    if types.is_map(kind) and len(column):  # what stands in it is that of the whole array, also of a part of one
+    if types.is_map(kind) and len(column):  # keys and items are those of the whole array, even in a slice of it
         first, last = column.offsets[0].as_py(), column.offsets[len(column)].as_py()
         inner = [part.slice(first, last - first) for part in (column.keys, column.items)]
     elif types.is_list(kind) or types.is_large_list(kind):
