@@ -46,11 +46,13 @@ class Run:
     validation: Curve
 
     def best(self) -> tuple[float, int]:
-        """The lowest validation loss and its step; NaN if there is none."""
+        """The lowest validation loss that is finite, and its step; NaN if there is none."""
         steps, losses = self.validation
-        if np.isnan(losses).all():
+        finite = np.isfinite(losses)
+        if not finite.any():
             return math.nan, 0
-        return float(np.nanmin(losses)), int(steps[np.nanargmin(losses)])
+        best = np.argmin(losses[finite])
+        return float(losses[finite][best]), int(steps[finite][best])
 
 
 def read_run(folder: Path) -> Run:
@@ -72,20 +74,21 @@ def read_run(folder: Path) -> Run:
 
 def read_settings(arguments: list[str]) -> dict[str, list[Run]]:
     """The runs of each setting; a run that is given alone is a setting of its own. ValueError for what is neither."""
-    settings: dict[str, list[Run]] = {}
+    folders: dict[str, list[str]] = {}
     for argument in arguments:
-        name, equals, folders = argument.partition("=")
+        name, equals, joined = argument.partition("=")
+        parts = joined.split(",")
         if not equals or Path(argument).exists():  # a folder may have such a name
-            settings.setdefault(argument, [read_run(Path(argument))])
-            continue
-        parts = folders.split(",")
+            name, parts = argument, [argument]
+            if folders.get(name) == parts:
+                continue
         if not name or not all(parts):
             raise ValueError(f"{argument!r}: expected NAME=RUN,RUN,..., with a name and folders")
-        if len(set(parts)) < len(parts) or name in settings:
-            what = f"the name {name!r}" if name in settings else "a run"
+        if len({Path(part).resolve() for part in parts}) < len(parts) or name in folders:
+            what = f"the name {name!r}" if name in folders else "a run"
             raise ValueError(f"{argument!r}: {what} is given twice, expected once")
-        settings[name] = [read_run(Path(part)) for part in parts]
-    return settings
+        folders[name] = parts
+    return {name: [read_run(Path(part)) for part in parts] for name, parts in folders.items()}
 
 
 def spread(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -433,10 +433,19 @@ def test_compare_runs_takes_a_folder_with_an_equals_sign_as_a_run(tmp_path, draw
     assert not axes.collections
 
 
+def test_compare_runs_counts_no_loss_that_is_infinite(tmp_path, drawn):
+    write_run(tmp_path / "a", [1.0, np.inf])
+    write_run(tmp_path / "b", [np.inf])
+    _, out = drawn("lora=a,b")
+    assert "a: best validation loss 1.5000 at step 1 of 2\n" in out
+    assert re.search(r"^lora +1 +1\.5000 +1\.5000 +1\.5000$", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(("arguments", "expected"), [
     (["lora="], "'lora=': expected NAME=RUN,RUN,..., with a name and folders"),
     (["lora=a,,a"], "expected NAME=RUN,RUN"), (["=a"], "expected NAME=RUN,RUN"),
-    (["lora=a,a"], "a run is given twice"), (["lora=a", "lora=b"], "the name 'lora' is given twice"),
+    (["lora=a,a"], "a run is given twice"), (["lora=a,./a"], "a run is given twice"),
+    (["a=b", "a"], "the name 'a' is given twice"), (["lora=a", "lora=b"], "the name 'lora' is given twice"),
     (["lora=a,missing"], "missing/metrics.jsonl is missing"),
 ])
 def test_compare_runs_refuses_settings_that_are_none(tmp_path, monkeypatch, arguments, expected):

@@ -88,8 +88,8 @@ def test_generate_raw_from_standard_input(model_folder, tmp_path):
     (["--raw", "--system", "Be brief."], "--raw continues the prompt itself; leave out --system"),
     (["--prompt-style", "vicuna"], "--prompt-style vicuna: expected one of alpaca"),
 ])
-def test_generate_with_options_that_would_do_nothing(options, said, model_folder, tmp_path):
-    assert said in error_line(example("generate.py", "--model", model_folder, "Hi", *options, cwd=tmp_path))
+def test_generate_with_options_that_would_do_nothing(options, said, model_folder, monkeypatch, capsys):
+    assert said in in_process("generate.py", ["--model", model_folder, "Hi", *options], monkeypatch, capsys)
 
 
 def test_generate_with_no_model_as_a_program(tmp_path):
@@ -197,9 +197,10 @@ def test_replies_to_a_file_of_prompts(model_folder, loaded, tmp_path):
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 2: the last message is the assistant's"),
     (r'"a\ud800"', "line 2: 'prompt' is not UTF-8 text (character 2)"),
 ])
-def test_a_line_that_asks_nothing(line, said, model_folder, tmp_path):
+def test_a_line_that_asks_nothing(line, said, model_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "in.jsonl").write_text(f'"Say word."\n{line}\n', encoding="utf-8")
-    assert said in error_line(ask(model_folder, tmp_path, "--prompts", "in.jsonl", "--output", "out.jsonl"))
+    options = ["--model", model_folder, "--prompts", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"]
+    assert said in in_process("generate.py", options, monkeypatch, capsys)
     assert not (tmp_path / "out.jsonl").exists()
 
 

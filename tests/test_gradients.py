@@ -461,6 +461,21 @@ def test_no_array_of_the_weight_s_size_for_a_frozen_output_layer():
     assert peak < weight.data.nbytes / 2  # the logits of four rows, and little else
 
 
+@pytest.mark.parametrize("compute", [losses.linear_cross_entropy, losses.row_losses])
+def test_one_chunk_of_logits_is_there_at_a_time(monkeypatch, compute):
+    hidden, weight = np.zeros((40, 2), np.float32), np.zeros((20_000, 2), np.float32)
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 10 * len(weight) * weight.itemsize)
+    arrays = (hidden, weight) if compute is losses.row_losses else (Tensor(hidden), Tensor(weight))
+    compute(*arrays, np.zeros(40, int))  # workspaces that stay
+    tracemalloc.start()
+    try:
+        compute(*arrays, np.zeros(40, int))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert losses.LOGITS_BYTES <= peak < 1.5 * losses.LOGITS_BYTES
+
+
 # ---- losses of single rows
 
 

@@ -172,7 +172,7 @@ def test_loggers_are_told_of_everything(tmp_path):
 
 def test_a_logger_that_fails_is_left_out(tmp_path, capsys):
     first, second, third = Listener("add"), Listener(), Listener("close")
-    with RunReport(tmp_path, Progress(), [first, second, third]) as report:
+    with RunReport(tmp_path, Progress(), [first, third, second]) as report:
         for event in (Started(9, 9), stepped(1), stepped(2)):
             report.add(event)
     assert first.told == [("start", None, []), ("add", "step", 1), ("close",)]

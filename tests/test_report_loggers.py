@@ -208,6 +208,7 @@ def test_wandb_without_an_account_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb(RuntimeError("No API key configured.")))
     with pytest.raises(ValueError, match=r"--wandb: No API key configured; WANDB_MODE=offline"):
         run(tmp_path, "wandb", Progress(), 1)
+    assert not list(tmp_path.iterdir()), "what is tried again with WANDB_MODE=offline meets no traces of a run"
 
 
 @pytest.mark.referee

@@ -109,11 +109,6 @@ def test_guilty_entries_are_some_and_counted():
     assert " and 2 more of the training set, 5 of the 7 that were run: " in text
 
 
-class Described(type(DATA)):
-    def describe(self, index: int) -> str:
-        return f"asks number {index}"
-
-
 def test_entries_are_called_in_the_words_of_their_set_or_by_their_number():
     model = plant(math.nan, "h.0.ln_1.bias")
     assert explain(model, indices=[5], of="validation set").startswith(

@@ -94,6 +94,7 @@ def linear_cross_entropy(hidden, weight, targets, *, counts=None, total=None, wa
             gemm_of_context(logits, weight, out=drows[part])
         if wants_weight:
             gemm_of_context(logits.T, rows[part], out=dweight, accumulate=part.start > 0)
+        del logits  # or the next part's would stand beside it
 
     # shapes   hidden (N, C), weight (V, C), targets, counts (N,), out (); rows of -100 are left out
     # forward  logits[n, v] = sum_c hidden[n, c] * weight[v, c]
@@ -127,4 +128,5 @@ def row_losses(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> t
     for part in _chunks_of_logits(live.size, weight):
         logits = gemm_of_context(rows[part], weight.T)
         losses[live[part]], likeliest[live[part]] = losses_and_likeliest(logits, chosen[part])
+        del logits  # or the next part's would stand beside it
     return losses, likeliest

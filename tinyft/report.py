@@ -32,15 +32,15 @@ class RunReport:
         self.start_step = progress.step
         resumed = progress.step > 0 or progress.evaluated_step >= 0
         self.events = _events_until(self.path, progress) if resumed else []
+        self.loggers = list(loggers)
+        for logger in self.loggers:  # before anything is written: what one refuses shall leave no traces of a run
+            logger.start(progress.step if resumed else None, self.events)
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in self.events))
         self.file = open(self.path, "ab", buffering=0)  # unbuffered: it says how much of a line has found room
         self.unwritten = b""
         self.said: set[str] = set()
         self.meter: ProgressMeter | None = None
         self.next_plot = time.monotonic() + PLOT_SECONDS
-        self.loggers = list(loggers)
-        for logger in self.loggers:
-            logger.start(progress.step if resumed else None, self.events)
 
     def __enter__(self):
         return self
@@ -49,7 +49,7 @@ class RunReport:
         if self.meter:
             self.meter.close()
         self.file.close()
-        for logger in self.loggers:
+        for logger in self.loggers[:]:  # `_tell` removes one that fails
             self._tell(logger, logger.close)
 
     def say(self, text: str) -> None:
