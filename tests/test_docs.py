@@ -15,7 +15,7 @@ NAMES = [name for name in tinyft.__all__ if not name.startswith("__") and name !
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_public_name_has_an_example(name):
-    """`python -m pytest --doctest-modules tinyft` runs them; a pair of functions may share one."""
+    """`python -m pytest --doctest-modules ...` runs them (CONTRIBUTING.md); a pair of functions may share one."""
     text = getattr(tinyft, name).__doc__
     assert ">>> " in text or re.search(r"See `\w+` for an example\.", text)
 
