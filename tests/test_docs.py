@@ -1,5 +1,8 @@
 """What is said of the public names, and the pages that speak of the tree."""
 
+import ast
+import builtins
+import doctest
 import re
 from pathlib import Path
 
@@ -18,6 +21,29 @@ def test_a_public_name_has_an_example(name):
     """`python -m pytest --doctest-modules ...` runs them (CONTRIBUTING.md); a pair of functions may share one."""
     text = getattr(tinyft, name).__doc__
     assert ">>> " in text or re.search(r"See `\w+` for an example\.", text)
+    assert not getattr(tinyft, name).__module__.startswith("tinyft.evaluation"), "setup.cfg leaves that folder out"
+
+
+def unbound_names(source: str) -> set[str]:
+    """Names that a program reads and binds nowhere."""
+    read, bound = set(), set(dir(builtins))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    return read - bound
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_needs_only_public_names(name):
+    """doctest lends an example its module's names; who copies it from the page has only `from tinyft import *`."""
+    examples = doctest.DocTestParser().get_examples(getattr(tinyft, name).__doc__)
+    assert unbound_names("".join(example.source for example in examples)) <= set(tinyft.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES)

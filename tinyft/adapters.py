@@ -55,6 +55,7 @@ def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, b
     base: the folder or hub name of the model that they were added to. ValueError if there are none.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> from tinyft import LoraConfig, add_lora, load_adapter, load_model, load_tokenizer, save_adapter
     >>> model, tokenizer = load_model("weights/tiny-world"), load_tokenizer("weights/tiny-world")
     >>> add_lora(model, LoraConfig(rank=2), np.random.default_rng(0))
@@ -62,8 +63,8 @@ def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, b
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_adapter(model, tokenizer, folder, base="weights/tiny-world")
     ...     load_adapter(base, folder)
-    >>> lora_config(base).rank
-    2
+    >>> base.h[0].attn.c_attn.lora_A.shape
+    (2, 224)
     """
     config = lora_config(model)
     if config is None:

@@ -161,6 +161,7 @@ def save_model(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike,
     with adapters on it. OSError if the disk is full, say.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from tinyft import load_model_and_tokenizer, save_model
     >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -168,6 +168,8 @@ def fit(
     finite.
 
     >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
     >>> from tinyft import InstructionSet, Settings, fit, load_model_and_tokenizer, read_entries
     >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
     >>> entries = read_entries("examples/data/train.json", max_entries=8)

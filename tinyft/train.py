@@ -182,6 +182,7 @@ def train(model: GPT2, optimizer: AdamW, training: TrainingSet, validation: Trai
     ranks: every rank calls this with the same of all else, or gets a ValueError, and all get the same events. A run may
     go on with another number of them: with dropout its draws are others then, else only the rounding of its sums.
 
+    >>> import numpy as np
     >>> from tinyft import AdamW, InstructionSet, Progress, Settings, load_model_and_tokenizer, read_entries, train
     >>> model, tokenizer = load_model_and_tokenizer("weights/tiny-world")
     >>> entries = read_entries("examples/data/train.json", max_entries=8)
