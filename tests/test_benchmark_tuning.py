@@ -60,6 +60,7 @@ def test_random_weights_in_fewer_bits():
         assert np.std(weight) == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.heavy
 def test_a_table_from_a_process(capsys):
     table = Table()
     rows = {"a": ROW, "b": replace(ROW, title="memory alone", rounds=0), "c": replace(ROW, gigabytes=10**9)}

@@ -16,6 +16,8 @@ from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.kernels.kept import PART, keep
 from tinyft.kernels.matmul import K_BLOCK, TILE_ROWS, gemm
 
+pytestmark = pytest.mark.heavy  # products with such matrices are kernels of their own, half a minute to compile
+
 FORMS = ["bfloat16", "int8"]
 sizes = st.integers(1, 80) | st.sampled_from([97, 128, 191, 256])
 

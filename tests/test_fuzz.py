@@ -66,6 +66,7 @@ def write_header(path: Path, header, data: bytes = b"") -> Path:
 # ---- the mutator
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and looks at memory as Linux has it")
 def test_a_few_thousand_damaged_files(tmp_path):
     pytest.importorskip("jinja2")

@@ -71,6 +71,7 @@ def test_the_script_scores_and_asks_nothing_twice(files):
     assert not any(b"sk-secret" in path.read_bytes() for path in files.rglob("*") if path.is_file())
 
 
+@pytest.mark.heavy
 def test_the_script_compares(files):
     with scripted(by_length) as (url, server):
         result = run(files, url, "--compare", files / "other.json", "--limit", "8", "--parallel", "3")
@@ -83,6 +84,7 @@ def test_the_script_compares(files):
     assert "8 of 8 the same (100%), Cohen's kappa 1.00" in again.stdout
 
 
+@pytest.mark.heavy
 def test_the_script_beside_the_untuned_model(files):
     with scripted(by_length) as (url, server):
         write(files / "marks.json", [{"index": i, "mark": "wrong" if i < 5 else "half"} for i in range(12)])
@@ -138,6 +140,7 @@ def test_the_script_says_what_is_wrong(files, options, said, monkeypatch, capsys
     assert line.startswith("error: ") and said in line and "\n" not in line
 
 
+@pytest.mark.heavy
 def test_a_fresh_run_asks_everything(files):
     mood = "40"
     with scripted(lambda body, number: says(mood)) as (url, server):
@@ -214,6 +217,7 @@ def test_a_killed_run_goes_on(files):
     assert "of 12 judged out of 12" in result.stdout
 
 
+@pytest.mark.heavy
 def test_our_own_server_is_a_judge(files):
     """A real engine behind a real server: it can be asked, whatever a model with random weights makes of it."""
     pytest.importorskip("starlette", reason="needs pip install '.[serve]'")

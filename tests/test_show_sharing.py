@@ -123,6 +123,7 @@ def test_attention_is_that_of_the_rows_in_full(script):
             assert sees[query, key] == (words[: len(earlier)] == earlier)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [(), ("--batch-size", "1"), ("--batch-size", "40", "--no-mask-prompt")])
 def test_picture(options, model_folder, data, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and pictures need it")
