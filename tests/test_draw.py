@@ -11,8 +11,8 @@ from small import make_model
 
 from tinyft import Tensor, draw, losses, ops
 from tinyft.draw.layout import BOX_WIDTH, lay_out
+from tinyft.recompute import recompute
 from tinyft.segments import segments_of
-from tinyft.tensor import recompute
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[examples]'")
 layout = sys.modules["tinyft.draw.layout"]

@@ -14,7 +14,8 @@ from tiny import one_thread as one_thread
 from tinyft import AdamW, Tensor, no_grad, ops
 from tinyft.kernels.jit import HAS_BFLOAT16
 from tinyft.lora import LoraConfig, add_lora
-from tinyft.tensor import is_recording, recompute
+from tinyft.recompute import recompute
+from tinyft.tensor import is_recording
 
 ROWS = Rows(6, 40, 14, seed=1)
 

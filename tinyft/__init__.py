@@ -5,7 +5,7 @@ Reading order:
     tensor.py        Tensor, how an op is declared, and the walk back through the graph
     arithmetic.py, ops.py, losses.py  every differentiable op: forward, with its backward inside, and how it is derived
     gradcheck.py     is a gradient right?
-    nn.py, gpt2.py   layers, and GPT-2 made of them
+    nn.py, gpt2.py   layers, and GPT-2 made of them; recompute.py: parts that are computed again to save memory
     tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
     data/            from files of any kind to entries, conversations as text, batches with masks
     optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: numbers that lie;

@@ -16,8 +16,9 @@ import numpy as np
 from . import compile_ahead, losses, ops
 from .losses import IGNORE
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
+from .recompute import recompute, when_passed
 from .segments import Segments, lay_out, segments_of
-from .tensor import Tensor, is_recording, recompute, when_passed
+from .tensor import Tensor, is_recording
 
 _exact_gelu = partial(ops.gelu, exact=True)
 # By the names that config.json uses. The GELUs with tanh differ in how they are computed, not in what.
