@@ -17,8 +17,8 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## An op
 #
-# An op is a function on plain NumPy arrays that returns its result and a function `backward`. The op here is SiLU, x
-# * sigmoid(x), which GPT-2's younger relatives use where GPT-2 has GELU. `@op` makes it take Tensors, and leaves a
+# An op is a function on plain NumPy arrays that returns its result and a function `backward`. The op here is SiLU,
+# `x*sigmoid(x)`, which GPT-2's younger relatives use where GPT-2 has GELU. `@op` makes it take Tensors, and leaves a
 # node in the graph at each call.
 #
 # `dout` is the gradient of the result, and has its shape. What `backward` returns is the gradient of `x`, and has the

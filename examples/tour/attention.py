@@ -99,9 +99,9 @@ for name in (" banana", " carrot"):
 # dS[k] = sum over j of dP[j] P[j] ([j = k] - P[k]) = P[k] (dP[k] - sum over j of P[j] dP[j]).
 #
 # The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] dout · V[j] = dout · out: it
-# needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: P = exp(S
-# - lse) forms it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a thousand
-#   times as many).
+# needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: P =
+# exp(S-lse) forms it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a
+# thousand times as many).
 
 # %%
 dout = np.random.default_rng(0).standard_normal((T, C))
@@ -119,7 +119,7 @@ for name, by_hand, theirs in zip(("dQ", "dK", "dV"), (dQ, dK, dV), np.split(tens
 # ## Exercises
 #
 # 1. A window: let each token see itself and the w - 1 tokens before it only. Write `windowed(Q, K, V, w)`, which
-#    returns O, with one more line than above. With w = T it must give the O above, and with w = 1 exactly V. Why V?
+#    returns O, with one more line than above. With w = T it must be the `out` above, and with w = 1 exactly V. Why V?
 # 2. Generation writes one token at a time. Then the query is that of the last token alone, but keys and values are
 #    those of all tokens so far, kept from before. Write `one_more(q, K, V)` for q (D,) and K, V (T, D), which returns
 #    (D,), without a mask. Why is none needed? It must give the last row of `out`.

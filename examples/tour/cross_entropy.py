@@ -130,7 +130,8 @@ for name, some in (("all", everywhere), ("a third", third)):
 #    `losses.cross_entropy` on the rows before `cut` and on those from it, and gives the loss of the whole batch.
 # 2. Label smoothing: the right token gets 1 - e and all V tokens share e, so that the target is a distribution q with
 #    q[j] = e / V + (1 - e) [j = t], and the loss of a row is -sum over j of q[j] log p[j]. Derive its gradient, and
-#    write it as an op `smoothed(logits, targets, *, e)` that returns the mean over rows. `gradcheck` says whether it
-#    is right.
+#    write it as an op `smoothed(logits, targets, *, e)` that returns the mean over rows. `gradcheck(lambda z:
+#    smoothed(z, targets, e=0.1), [logits])` says whether it is right; `backward` returns None for the targets, which
+#    have no gradient.
 #
 # Answers: `answers/cross_entropy.py`. Next: `attention.py`.

@@ -117,7 +117,7 @@ print("another last token: all earlier logits stay as they were")
 # %% [markdown]
 # ## The norm, three ways
 #
-# Above, `layer_norm` is nine plain ops, and the engine finds its gradient from theirs; each keeps arrays of its own
+# Above, `layer_norm` is eleven plain ops, and the engine finds its gradient from theirs; each keeps arrays of its own
 # until then. The fused op keeps x and two numbers a row (mean and 1 / standard deviation), and has its gradient
 # derived once: with n the normalised row and g = dout · weight,
 #

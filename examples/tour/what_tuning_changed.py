@@ -23,8 +23,8 @@ print(f"{len(entries)} entries, such as {entries[2].instruction!r} -> {entries[2
 # %% [markdown]
 # ## Tuning
 #
-# The shipped model was trained to continue simple texts and has never seen an instruction. 150 steps of the last
-# program, with 8 entries each; `train` yields what happens.
+# The shipped model was trained to continue simple texts and has never seen an instruction. 150 steps as in program 7,
+# with 8 entries each; `train` yields what happens.
 
 # %% tags=["varies"]
 data = InstructionSet(entries, tokenizer, mask_prompt=True, max_length=before.config.n_positions)
@@ -113,5 +113,5 @@ show(draw.lens(views["after"], lambda token: tokenizer.decode([token]), last=12)
 #    many of the largest singular values (`np.linalg.svd`) does it take until their squares sum to that share of all?
 #    Small numbers are why LoRA works, which learns a change of rank 8 from the beginning (`tinyft/lora.py`).
 #
-# Answers: `answers/what_tuning_changed.py`. Where to go on: `python examples/finetune_alpaca.py`, and the table "Read
-# it" in the README.
+# Answers: `answers/what_tuning_changed.py`. Where to go on: `python examples/finetune_alpaca.py`, and the tree under
+# "Read it" in the README.
