@@ -166,6 +166,20 @@ def test_without_adapters_there_is_nothing_to_save(tmp_path):
         save_model(adapted(make_model()), TOKENIZER, tmp_path / "model")
 
 
+def test_what_an_adapter_folder_has_no_place_for_is_not_lost(tmp_path):
+    model = adapted(make_model())
+    model.unfreeze("wte.weight")
+    with pytest.raises(ValueError, match="wte.weight is trainable as well.*merge_lora"):
+        save_adapter(model, TOKENIZER, tmp_path / "adapter", "base")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_base_may_be_a_path(tmp_path):
+    base = save_tiny_model(tmp_path / "base")
+    save_adapter(adapted(load_model(base)), TOKENIZER, tmp_path / "adapter", base)
+    assert has_lora(load_unmerged(tmp_path / "adapter")[0])
+
+
 # ---- with its base
 
 

@@ -179,6 +179,15 @@ def test_ops_do_what_they_do_with_arrays(rng, kept_as):
 
 
 @pytest.mark.parametrize("kept_as", FORMS)
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0,)])
+def test_looking_rows_up_changes_nothing(rng, kept_as, shape):
+    table, plain = both(rng, 53, 24, kept_as)
+    ids = rng.integers(0, 53, shape)
+    np.testing.assert_array_equal(ops.embedding(table, ids).data, plain.data[ids], strict=True)
+    np.testing.assert_array_equal(table.data, plain.data)
+
+
+@pytest.mark.parametrize("kept_as", FORMS)
 def test_row_losses(rng, kept_as):
     weight, plain = both(rng, 53, 24, kept_as)
     hidden, targets = rng.standard_normal((6, 24), np.float32), np.array([0, 52, -100, 3, 4, 5])
@@ -261,6 +270,14 @@ def test_what_learns_is_not_touched():
     assert kept == {f"h.0.{layer}.weight" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     with pytest.raises(ValueError, match="no matrix of the model is frozen"):
         compact(make_model(), "int8")
+
+
+def test_the_matrix_that_cannot_be_kept_is_named():
+    model = make_model()
+    model.freeze()
+    model.h[1].mlp.c_fc.weight.data[2, 3] = np.nan
+    with pytest.raises(ValueError, match="^h.1.mlp.c_fc.weight: a matrix .* has infinities or NaNs"):
+        compact(model, "int8")
 
 
 def test_float64_models_are_refused():

@@ -246,6 +246,14 @@ def test_recomputed_blocks_draw_the_same(dropout):
         np.testing.assert_array_equal(results[1][1][name], gradient, err_msg=name)
 
 
+def test_merging_freezes_nothing_that_was_trainable():
+    model = adapted()
+    model.unfreeze("h.0")
+    merge_lora(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == name.startswith("h.0."), name
+
+
 # ---- work and memory
 
 

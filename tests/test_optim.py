@@ -120,6 +120,20 @@ def test_learning_rate_of_very_short_runs(steps, warmup):
     assert course[warmup - 1] == 1.0
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_parameter_whose_columns_lie_together_is_updated(when):
+    """Such an array's flat view is a copy, whether the optimizer was made before or after it was put there."""
+    modules = [Params(np.random.default_rng(0)) for _ in range(2)]
+    for module, order in zip(modules, "CF", strict=True):
+        optimizer = AdamW(module) if when == "after" else None
+        module.matrix.data = np.array(module.matrix.data, order=order)
+        optimizer = optimizer or AdamW(module)
+        for _ in range(3):
+            module.matrix.grad = np.ones_like(module.matrix.data)
+            optimizer.step(0.1)
+    np.testing.assert_array_equal(modules[1].matrix.data, modules[0].matrix.data)
+
+
 # ---- moments in bfloat16
 
 

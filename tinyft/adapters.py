@@ -17,7 +17,17 @@ from .checkpoint import MODEL_FILES, load_model, model_description, save_model, 
 from .files import read_json, recover_folder, replacing_folder, to_json
 from .gpt2 import GPT2
 from .hub import find_model
-from .lora import LoraConfig, LoraLinear, has_lora, linear_layers, lora_config, lora_layers, lora_parameters, merge_lora
+from .lora import (
+    LoraConfig,
+    LoraLinear,
+    has_lora,
+    linear_layers,
+    lora_config,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    name_ends_in,
+)
 from .nn import Linear
 from .safetensors_file import read_header, read_tensors
 from .tensor_files import write_tensors
@@ -49,10 +59,11 @@ OTHER_TENSORS = {"lora_magnitude_vector": "DoRA", "lora_embedding": "an adapter 
 # ---- writing
 
 
-def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, base: str) -> None:
+def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, base: str | os.PathLike) -> None:
     """Write the adapters of a model as a folder that peft and `load_adapter` read; an old one is replaced at once.
 
-    base: the folder or hub name of the model that they were added to. ValueError if there are none.
+    base: the folder or hub name of the model that they were added to. ValueError if there are none, or
+    if more than they is trainable, which an adapter folder has no place for.
 
     >>> import tempfile
     >>> import numpy as np
@@ -69,8 +80,13 @@ def save_adapter(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, b
     config = lora_config(model)
     if config is None:
         raise ValueError("save_adapter: the model has no adapters; add_lora(model, ...) first, or save_model")
-    contents = _tokenizer_files(model, tokenizer) | {CONFIG: to_json(_config_values(config, base)).encode()}
-    tensors = {f"{PREFIX}{name}.weight": parameter.data for name, parameter in lora_parameters(model).items()}
+    adapters = lora_parameters(model)
+    others = [name for name, _ in model.trainable_parameters() if name not in adapters]
+    if others:
+        raise ValueError(f"save_adapter: {others[0]} is trainable as well, and an adapter folder has no place for it; "
+                         "freeze() it before training, or merge_lora(model) and save_model")
+    contents = _tokenizer_files(model, tokenizer) | {CONFIG: to_json(_config_values(config, str(base))).encode()}
+    tensors = {f"{PREFIX}{name}.weight": parameter.data for name, parameter in adapters.items()}
     with replacing_folder(folder, MODEL_FILES) as beside:
         for name, content in contents.items():
             (beside / name).write_bytes(content)
@@ -102,12 +118,15 @@ def _config_values(config: LoraConfig, base: str) -> dict:
 
 
 def base_fingerprint(model: GPT2) -> str:
-    """A short hash that tells base models apart: of what no adapter changes and `compact` leaves in float32."""
+    """A short hash that tells base models apart: of what no adapter changes and `compact` leaves in float32.
+
+    So a base into which an adapter has been merged has the hash that it had before.
+    """
     return weights_fingerprint({name: parameter for name, parameter in model.named_parameters()
                                 if parameter.ndim == 1 or name == "wpe.weight"})
 
 
-def save_tuned(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, base: str) -> None:
+def save_tuned(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, base: str | os.PathLike) -> None:
     """Save what was trained: the adapters, or the whole model if it has none."""
     if has_lora(model):
         save_adapter(model, tokenizer, folder, base)
@@ -265,7 +284,7 @@ def _lora_config(folder: Path, raw: dict, layers: list[str], adapted: list[str])
     names = tuple(adapted)
     if isinstance(targets, list) and all(isinstance(target, str) and target for target in targets):
         targets = tuple(sorted(target.removeprefix("transformer.") for target in targets))
-        meant = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
+        meant = [name for name in layers if any(name_ends_in(name, target) for target in targets)]
         if meant == adapted:
             names = targets
         elif not (raw.get("layers_to_transform") is not None or raw.get("exclude_modules")):

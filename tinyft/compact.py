@@ -98,7 +98,11 @@ def compact(model: GPT2, kept_as: str) -> None:
     if not frozen:
         raise ValueError(f"no matrix of the model is frozen, so that none can be kept as {kept_as}; freeze() them, or "
                          "tune with LoRA")
+    names = {module: name for name, module in model.named_modules()}
     for layer in frozen:
         matrix = layer.weight.data
-        layer.weight = CompactWeight(matrix, kept_as)
+        try:
+            layer.weight = CompactWeight(matrix, kept_as)
+        except ValueError as error:
+            raise ValueError(f"{names[layer]}.weight: {error}") from None
         forget_pages(matrix)

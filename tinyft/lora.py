@@ -53,7 +53,12 @@ class LoraConfig:
 
     def adapts(self, name: str) -> bool:
         """Whether the layer of that name is one of `layers`."""
-        return any(f".{name}".endswith(f".{layer}") for layer in self.layers)
+        return any(name_ends_in(name, layer) for layer in self.layers)
+
+
+def name_ends_in(name: str, end: str) -> bool:
+    """Whether a layer's name ends in these parts: h.0.mlp.c_proj does in c_proj and mlp.c_proj, not in proj."""
+    return f".{name}".endswith(f".{end}")
 
 
 @op
@@ -162,7 +167,7 @@ def add_lora(model: GPT2, config: LoraConfig, rng: np.random.Generator) -> None:
         raise ValueError("add_lora: the model has adapters already; merge_lora(model) first")
     layers = list(linear_layers(model))
     for name in config.layers:
-        if not any(f".{path}".endswith(f".{name}") for path, *_ in layers):
+        if not any(name_ends_in(path, name) for path, *_ in layers):
             raise ValueError(f"add_lora: no layer's name ends in {name!r}, expected c_attn, c_proj, c_fc, attn.c_proj, "
                              "mlp.c_proj, or one of a single block like h.0.attn.c_attn")
     model.freeze()
@@ -198,7 +203,7 @@ def lora_parameters(model: GPT2) -> dict[str, Tensor]:
 
 
 def merge_lora(model: GPT2) -> None:
-    """Make each layer and its adapter one plain Linear with the same result, to rounding. All stays frozen.
+    """Make each layer and its adapter one plain Linear with the same result, to rounding. What is frozen stays so.
 
     >>> import numpy as np
     >>> from tinyft import LoraConfig, add_lora, load_model, merge_lora
@@ -212,5 +217,5 @@ def merge_lora(model: GPT2) -> None:
         layer = getattr(holder, attribute)
         if isinstance(layer, LoraLinear):
             plain = Linear(*layer.weight.shape, dtype=layer.bias.dtype)
-            plain.weight, plain.bias = Tensor(layer.effective_weight()), layer.bias
+            plain.weight, plain.bias = Tensor(layer.effective_weight(), layer.weight.requires_grad), layer.bias
             setattr(holder, attribute, plain)

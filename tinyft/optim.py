@@ -36,8 +36,6 @@ class AdamW:
         if not self.parameters:
             raise ValueError(f"AdamW: {type(module).__name__} has no parameter with requires_grad, so there is nothing "
                              "to learn; unfreeze() some")
-        for p in self.parameters.values():
-            p.data = np.asarray(p.data, order="C")  # a flat view of anything else would be a copy
         if moments not in ("float32", "bfloat16"):
             raise ValueError(f"AdamW: moments are {moments!r}, expected float32 or bfloat16")
         if moments == "bfloat16" and any(p.dtype != np.float32 for p in self.parameters.values()):
@@ -46,8 +44,8 @@ class AdamW:
         self.moments, self.seed = moments, seed
         self.steps = 0
         kept = np.uint16 if moments == "bfloat16" else None
-        self.m = {name: np.zeros_like(p.data, kept) for name, p in self.parameters.items()}
-        self.v = {name: np.zeros_like(p.data, kept) for name, p in self.parameters.items()}
+        self.m = {name: np.zeros(p.shape, kept or p.dtype) for name, p in self.parameters.items()}
+        self.v = {name: np.zeros(p.shape, kept or p.dtype) for name, p in self.parameters.items()}
 
     def _key(self, name: str) -> int:
         """What a parameter's moments are rounded with in this step."""
@@ -73,6 +71,7 @@ class AdamW:
             self.steps += 1
             for name, p in self.parameters.items():
                 if p.grad is not None:
+                    p.data = np.asarray(p.data, order="C")  # a flat view of anything else would be a copy
                     decay = self.weight_decay if p.ndim > 1 else 0.0
                     adamw_step(p.data.reshape(-1), p.grad.reshape(-1), self.m[name].reshape(-1),
                                self.v[name].reshape(-1), scale, lr, *self.betas, self.eps, decay, self.steps,
