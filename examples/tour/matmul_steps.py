@@ -98,7 +98,7 @@ def a_tile(A, B, C):
 # ## 4. Blocks
 #
 # Step 3 reads all of B, 2.4 MB, for every 4 rows of A, and that comes from beyond L2. The same loops in another
-# order: 128 rows of B, which fit into L2, meet all of A before the next 128 are touched.
+# order: 128 rows of B, which fit into L2, meet their 128 columns of A before the next 128 are touched.
 
 
 # %%
@@ -178,8 +178,10 @@ show(figure, "matmul_steps")
 #
 # 1. How many loads and stores does a multiply-add cost? For a tile of r rows and v vectors that stays in registers
 #    while k runs over K steps, write `memory_per_multiply_add(r, v, K)`: loads and stores of vectors and single
-#    numbers, divided by vector multiply-adds. The tile is loaded and stored once. Compare 14 x 2 with 4 x 2 and 30 x
-#    1, which has about as many registers.
+#    numbers, divided by vector multiply-adds. The tile is loaded and stored once. Compare 14 x 2 with 4 x 2, 6 x 4
+#    and 30 x 1. Then count bytes instead, 64 for a vector and 4 for a number: which tile is the best now? (A core
+#    does two multiply-adds and two loads in a cycle, so that below 1 load a multiply-add loads aren't the limit;
+#    among such tiles only measuring decides.)
 # 2. `blocks` needs N to be a multiple of 128. Write `any_shape(A, B)` in NumPy for A (M, K) and B (K, N) of any
 #    shape: cut C into tiles of 14 x 32 and compute each with `@` from padded pieces of A and B, as a kernel does that
 #    knows whole tiles only. It returns C, for 1 x 1 as well.

@@ -81,9 +81,9 @@ print(f"gradient of wte {table.grad.shape}: {in_inputs.sum()} rows from both use
 #
 # AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight: m of its gradient g, and v of g². The
 # step is m / sqrt(v): where gradients agree from batch to batch it is nearly the full learning rate, and where they
-# are noise it is small; how long they are doesn't matter. Both begin at 0, and are divided by what they lack because
-# of that. *Decay* pulls matrices towards 0, apart from the gradient. In the first step m / sqrt(v) is g / |g|, a
-# sign.
+# are noise it is small; how long they are doesn't matter. Both begin at 0, so that they have only the share 1 - β^s
+# of their weight after s steps, and are divided by it. *Decay* pulls matrices towards 0, apart from the gradient. In
+# the first step m / sqrt(v) is g / |g|, a sign.
 
 # %%
 lr, (beta1, beta2), eps, decay = 1e-4, (0.9, 0.999), 1e-8, 0.1
