@@ -437,8 +437,27 @@ def test_wrong_number_of_gradients_raises():
     def forgot_one(x, y):
         return x + y, lambda dout: dout
 
-    with pytest.raises(ValueError, match="forgot_one: backward returned 1 gradients for 2 inputs"):
+    with pytest.raises(ValueError, match="forgot_one: backward returned 1 gradients for 2 inputs; .* None for what has"):
         forgot_one(leaf([1.0]), leaf([1.0])).backward()
+
+
+def test_gradients_in_a_list_raise():
+    @op
+    def add(x, y):
+        return x + y, lambda dout: [dout, dout]
+
+    with pytest.raises(TypeError, match="add: backward returned a list, expected an array, or a tuple"):
+        add(leaf([1.0]), leaf([1.0])).backward()
+
+
+@pytest.mark.parametrize("made", [np.ones(2), np.ones((2, 2)), (np.ones(2),), (np.ones(2), np.ones(2)), None])
+def test_an_op_without_its_backward_raises(made):
+    @op
+    def no_way_back(x):
+        return made
+
+    with pytest.raises(TypeError, match="no_way_back: an op returns its result and a function, return out, backward"):
+        no_way_back(leaf([1.0, 2.0]))
 
 
 def test_inputs_without_grad_get_none():

@@ -314,9 +314,12 @@ def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
             "compute the forward pass again, or add the losses and call backward() once"
         )
     gradients = node.backward(dout)
+    if isinstance(gradients, list):
+        raise TypeError(f"{node.op}: backward returned a list, expected an array, or a tuple with one for each input")
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     if len(gradients) != len(node.parents):
-        raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for {len(node.parents)} inputs")
+        raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for {len(node.parents)} inputs; "
+                         "it returns one for each in their order, and None for what has no gradient")
     for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
         if isinstance(gradient, Tensor):
             raise TypeError(f"{node.op}: backward returned a Tensor as gradient of input {i}, expected an array; "
@@ -389,8 +392,11 @@ def op(function: Callable) -> Callable:
         )
         if asks:
             options["wanted"] = tuple(parent is not None for parent in parents)
-        out, backward = function(*map(_plain, args), **options)
-        out = np.asarray(out)
+        made = function(*map(_plain, args), **options)
+        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
+            raise TypeError(f"{name}: an op returns its result and a function, return out, backward; "
+                            f"got {type(made).__name__}")
+        out, backward = np.asarray(made[0]), made[1]
         if all(parent is None for parent in parents):
             return Tensor(out)
         return Tensor(out, node=Node(name, parents, backward, out))

@@ -2,8 +2,13 @@
 # # 5. Attention on one sentence
 #
 # You will know afterwards: what queries, keys and values are; why a token can't see the future; how to read a map of
-# attention; how the gradients of attention are derived, and why one number for each token and head, `lse`, is all
-# that the backward pass needs of the T x T weights. `tinyft/kernels/attention.py` does this for whole batches.
+# attention; how the gradients of attention are derived, and why one number for each token is all that the backward
+# pass has to keep of a map of T x T weights. `tinyft/kernels/attention.py` does this for whole batches.
+#
+# A language model in three sentences, before we look at one part of it. Each token is turned into a vector, a row of
+# C numbers (its *channels*). Then come L *blocks*, or layers, and each adds something to every token's vector: first
+# what attention collects from the tokens before it, then what a small network makes of the vector alone. From what a
+# vector is in the end the scores of the next token are computed. (Program 6 is all of it; you can read that first.)
 
 # %%
 import numpy as np
@@ -28,9 +33,11 @@ print("token and id:", ", ".join(f"{token!r} {i}" for token, i in zip(tokens, id
 #
 # ## Looking things up
 #
-# After some layers each token is a vector of C numbers. In a block, the layer `c_attn` makes three of it: a *query*,
-# what the token looks for; a *key*, what it can be found by; and a *value*, what it hands over if it is found. Each
-# head has its own D channels of all three. Let us catch them in the fourth layer.
+# In each block a linear layer (program 3), which OpenAI's release names `c_attn`, makes three vectors of each
+# token's: a *query*, what the token looks for; a *key*, what it can be found by; and a *value*, what it hands over if
+# it is found. The C channels of each are divided among H *heads* of D = C / H channels, which look for different
+# things, each by itself. Let us catch one head's in the fourth block. (How the next cell gets at them is of no
+# importance here: it runs the model and keeps what block 4 hands to its attention.)
 
 # %%
 caught = {}
@@ -44,32 +51,37 @@ def attend(layer, qkv):
 
 with no_grad():
     model.run_blocks(ids, np.arange(T), attend)
-LAYER, HEAD = 3, 3
+LAYER, HEAD = 3, 3  # counted from 0; pictures and prints count from 1. Another head looks for something else: try it
 qkv, channels = caught[LAYER], slice(HEAD * D, (HEAD + 1) * D)
 Q, K, V = (part[:, channels] for part in np.split(qkv, 3, axis=1))
 print(f"qkv {qkv.shape}; of one head: Q {Q.shape}, K {K.shape}, V {V.shape}")
 
 # %% [markdown]
-# How well token i's query fits token j's key is their dot product. It is divided by the root of D: products of D
-# random numbers have a spread that grows with it, and a softmax of large numbers is nearly one-hot and has hardly any
-# gradient. Tokens after i are hidden from it (-inf, whose exp is 0), since a model that predicts the next token must
-# not read it. The softmax of each row is the *weights* P, and the result is the weighted mean of the values:
+# How well token i's query fits token j's key is their dot product. It is divided by the root of D: the dot product of
+# D random numbers with D others has a standard deviation of sqrt(D), and a softmax of large numbers is nearly one-hot
+# and has hardly any gradient. Tokens after i are hidden from it (-inf, whose exp is 0), since a model that predicts
+# the next token must not read it. The softmax of each row is the *weights* P, and the result is the weighted mean of
+# the values:
 #
 # S[i, j] = Q[i] · K[j] / sqrt(D), P = softmax over j ≤ i of S, out[i] = sum over j of P[i, j] V[j].
+#
+# Softmax divides exp(S) by the sum of its row. That is the same as subtracting the logarithm of that sum in the
+# exponent: P = exp(S - lse), with lse[i] = log(sum over j of exp(S[i, j])), the "log-sum-exp". The code does it so.
 
 # %%
 S = Q @ K.T / np.sqrt(D)
-S[~np.tri(T, dtype=bool)] = -np.inf
-top = S.max(axis=1)
-lse = top + np.log(np.exp(S - top[:, None]).sum(axis=1))  # the logarithm of the sum of exp(S), without overflow
-P = np.exp(S - lse[:, None])
+past = np.tri(T, dtype=bool)  # (T, T), True where j <= i
+S[~past] = -np.inf
+top = S.max(axis=1, keepdims=True)  # (T, 1), the largest of each row: subtracted first, so that no exp overflows
+lse = top + np.log(np.exp(S - top).sum(axis=1, keepdims=True))
+P = np.exp(S - lse)
 out = P @ V
 
 tensor = Tensor(qkv, requires_grad=True)
 ours = ops.causal_attention(tensor, n_head=H, segments=segments_of([T]))
 assert np.allclose(out, ours.data[:, channels])
-alike = np.where(np.tri(T, dtype=bool), 1 / np.arange(1, T + 1)[:, None], 0)  # what equal scores would give
-sharp = np.exp(np.sqrt(D) * (S - top[:, None]))  # and what scores would give that aren't divided
+alike = past / past.sum(axis=1, keepdims=True)  # what equal scores would give
+sharp = np.exp(np.sqrt(D) * (S - top))  # and scores that aren't divided by the root of D, so that it is taken back here
 sharp /= sharp.sum(axis=1, keepdims=True)
 for name, weights in (("with equal scores", alike), ("here", P), ("if they weren't divided", sharp)):
     print(f"the largest weight of a row, on average, {name}: {weights.max(axis=1).mean():.2f}")
@@ -78,8 +90,8 @@ print(f"S and P {P.shape}, out {out.shape}: the same as tinyft's")
 # %% [markdown]
 # ## A map
 #
-# Row i of the picture says where token i takes its values from. Everything right of the diagonal is white: the
-# future.
+# Row i of the picture says where token i takes its values from; dark is much, a dot stands for a blank. Everything
+# right of the diagonal is white: the future.
 
 # %%
 inside = draw.look(model, ids)
@@ -98,16 +110,16 @@ for name in (" banana", " carrot"):
 #
 # dS[k] = sum over j of dP[j] P[j] ([j = k] - P[k]) = P[k] (dP[k] - sum over j of P[j] dP[j]).
 #
-# The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] dout · V[j] = dout · out: it
-# needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: P =
-# exp(S-lse) forms it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a
-# thousand times as many).
+# The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] (dout · V[j]) = dout · out,
+# the dot product of two rows of D numbers: it needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a
+# product again. P itself isn't kept: exp(S - lse) forms it again from Q and K, and `lse` is T numbers, where P is T x
+# T (for a row of 1,024 tokens, a thousand times as many).
 
 # %%
 dout = np.random.default_rng(0).standard_normal((T, C))
 ours.backward(dout)
 dout = dout[:, channels]
-P_again = np.exp(np.where(np.tri(T, dtype=bool), Q @ K.T / np.sqrt(D), -np.inf) - lse[:, None])
+P_again = np.exp(np.where(past, Q @ K.T / np.sqrt(D), -np.inf) - lse)
 dV = P_again.T @ dout
 dS = P_again * (dout @ V.T - (dout * out).sum(axis=1, keepdims=True))
 dQ, dK = dS @ K / np.sqrt(D), dS.T @ Q / np.sqrt(D)
@@ -119,7 +131,8 @@ for name, by_hand, theirs in zip(("dQ", "dK", "dV"), (dQ, dK, dV), np.split(tens
 # ## Exercises
 #
 # 1. A window: let each token see itself and the w - 1 tokens before it only. Write `windowed(Q, K, V, w)`, which
-#    returns O, with one more line than above. With w = T it must be the `out` above, and with w = 1 exactly V. Why V?
+#    returns `out`, with one more line than above (`np.tri(T, k=-w)` is 1 where j <= i - w). With w = T it must be the
+#    `out` above, and with w = 1 exactly V. Why V?
 # 2. Generation writes one token at a time. Then the query is that of the last token alone, but keys and values are
 #    those of all tokens so far, kept from before. Write `one_more(q, K, V)` for q (D,) and K, V (T, D), which returns
 #    (D,), without a mask. Why is none needed? It must give the last row of `out`.

@@ -3,7 +3,7 @@
 #
 # You will know afterwards: what the gradient of a stretched array is, and why it is a sum; why the bias of a layer
 # gets the sum of its rows; how to derive the gradients of a matrix product, dA = dC Bᵀ and dB = Aᵀ dC, from indices.
-# One idea does all three: the gradient of a linear map is its transpose.
+# One idea does all three: the backward pass of a linear map is its transpose.
 
 # %%
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pictures import show
 
 from tinyft import Tensor, ops
+from tinyft.arithmetic import unbroadcast
 
 rng = np.random.default_rng(0)
 
@@ -18,8 +19,8 @@ rng = np.random.default_rng(0)
 # ## Broadcasting is a matrix of zeros and ones
 #
 # NumPy lets a row (3,) be added to a table (4, 3): the row is used once for each of the four rows of the table.
-# Written out, `stretched = D row`, where D is a matrix with a single 1 in each of its rows. Here the four rows of the
-# table are laid end to end, as 12 numbers.
+# Written out, `stretched = D row`, where D is a matrix with a single 1 in each of its rows: the identity matrix four
+# times, one below the other. Here the four rows of the table are laid end to end, as 12 numbers.
 
 # %%
 row = rng.standard_normal(3)
@@ -33,12 +34,13 @@ for axes, matrix, title in zip(figure.subplots(1, 2), (D, D.T), ("D (12, 3)", "D
 show(figure, "broadcasting")
 
 # %% [markdown]
-# Let L be the loss, and `dout` = dL / d stretched what comes back, twelve numbers. By the chain rule,
+# Let `dout` = d loss / d stretched be what comes back, twelve numbers. By the chain rule,
 #
-# dL / d row[j] = sum over i of dout[i] · d stretched[i] / d row[j] = sum over i of dout[i] D[i, j],
+# d loss / d row[j] = sum over i of dout[i] · d stretched[i] / d row[j] = sum over i of dout[i] D[i, j],
 #
-# which is Dᵀ dout. A column of D has a 1 wherever `row[j]` was used, so that this adds up `dout` over all uses. It is
-# what the first program of the tour has shown: a value that is used several times gets the sum.
+# which is Dᵀ dout. (So much for "transpose": a map's derivatives are its matrix J, and the way back multiplies by
+# Jᵀ.) A column of D has a 1 wherever `row[j]` was used, so that this adds up `dout` over all uses. It is what the
+# first program has shown: a value that is used several times gets the sum.
 
 # %%
 dout = rng.standard_normal((4, 3))
@@ -48,11 +50,14 @@ leaf = Tensor(row, requires_grad=True)
 (leaf + Tensor(np.zeros((4, 3)))).backward(dout)
 print(f"by tinyft:       {leaf.grad}")
 assert np.allclose(D.T @ dout.reshape(12), leaf.grad)
+assert np.allclose(unbroadcast(dout, row.shape), leaf.grad)
 
 # %% [markdown]
-# `unbroadcast` in `tinyft/arithmetic.py` is this sum for any shapes: over axes that were added in front, and over
-# axes of length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added to (N, C),
-# so that its gradient is the sum over the N rows.
+# `unbroadcast(dout, shape)` in `tinyft/arithmetic.py` is this sum for any shapes: over axes that were added in front,
+# and over axes of length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added
+# to (N, C), so that its gradient is the sum over the N rows; with more axes in front, `(B, T, C)`, over all of them.
+# An op of your own that broadcasts returns `unbroadcast(dweight, weight.shape)`, or `dweight.reshape(-1,
+# C).sum(axis=0)`.
 #
 # ## A matrix product
 #
@@ -69,8 +74,7 @@ assert np.allclose(D.T @ dout.reshape(12), leaf.grad)
 #
 # dB[k, n] = sum over m of A[m, k] dC[m, n]: dB = Aᵀ dC.
 #
-# No other order of the three would even have the right shapes: from dC (M, N) and B (K, N) there is one way to get
-# (M, K).
+# If you forget which is which, the shapes remember: from dC (M, N) and B (K, N) there is one product that is (M, K).
 
 # %%
 M, K, N = 4, 5, 3
@@ -104,11 +108,13 @@ print(f"u · (J v) = {np.sum(u * out.data):.10f}\n(Jᵀ u) · v = {np.sum(x.grad
 # %% [markdown]
 # Two things follow that matter for speed. The backward pass of a product is two products of the same size, so that a
 # training step costs about three times its forward pass. And each of the two can be left out where nobody wants it: a
-# frozen weight needs no dB, the first layer of a network no dA. tinyft's `matmul` asks (`wanted`).
+# weight that isn't trained needs no dB, and the data that go into a network no dA. An op that has a keyword `wanted`
+# is told: a tuple with True or False for each input. tinyft's `matmul` has it (`tinyft/arithmetic.py`).
 #
 # ## A linear layer
 #
-# out = x W + b, with x (N, C), W (C, D), b (D,). All of the above at once.
+# out = x W + b, with x (N, C), W (C, D), b (D,): the *layer* of which networks are built, where W and b are what is
+# trained (its *weights*). All of the above at once.
 
 # %%
 x, W, bias = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((6, 4), (4, 3), (3,)))
@@ -127,7 +133,8 @@ for name, leaf, formula in (("x", x, "dout Wᵀ"), ("W", W, "xᵀ dout"), ("bias
 #    applied to a gradient (3,)? Write `sum_matrix(rows, columns)`, which returns S, and check with it that
 #    `Tensor.sum(axis=0)` and its backward pass do the same.
 # 2. A batch of products, out[b, m, n] = sum over k of A[b, m, k] B[k, n]: B has no b, and is used for all of them.
-#    Derive dA and dB in indices, then write `gradients(A, B, dout)` with `np.einsum`, and compare it with tinyft's
-#    `@`.
+#    Derive dA and dB in indices, then write `gradients(A, B, dout)` with `np.einsum` (the product itself is
+#    `np.einsum("bmk,kn->bmn", A, B)`: an index that stands only on the left is summed over), and compare it with
+#    tinyft's `@`.
 #
 # Answers: `answers/broadcasting.py`. Next: `cross_entropy.py`.

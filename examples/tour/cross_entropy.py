@@ -2,8 +2,8 @@
 # # 4. Softmax and cross-entropy by hand, and targets of -100
 #
 # You will know afterwards: how a row of numbers becomes probabilities without overflow; why the gradient of the loss
-# is "softmax minus one-hot"; what a target of -100 means, why its row costs nothing, and what the mean is taken over.
-# `tinyft/losses.py` and `tinyft/kernels/loss.py` do it for 50,257 words at a time.
+# is "softmax minus one-hot"; what a target of -100 means, what it spares, and what the mean is taken over.
+# `tinyft/losses.py` and `tinyft/kernels/loss.py` do it for 50,257 tokens at a time.
 
 # %%
 import time
@@ -20,9 +20,12 @@ np.set_printoptions(precision=3, suppress=True)
 # %% [markdown]
 # ## From scores to probabilities
 #
-# A language model returns for each position a score for every token of its vocabulary, the *logits*, here z (N, V)
-# with N = 3 positions and V = 5 tokens. Softmax makes them positive, by exp, and divides by their sum: p[j] =
-# exp(z[j]) / sum over k of exp(z[k]).
+# A language model reads a text in pieces, its *tokens*: frequent words, and parts of rarer ones. There are V of them,
+# the *vocabulary*, and each has a number, its id. For each position of a text the model returns a score for every
+# token: how well would it continue the text up to here? These scores are called *logits*, here z (N, V) with N = 3
+# positions and V = 5 tokens. Softmax makes them positive, by exp, and divides by their sum:
+#
+# p[j] = exp(z[j]) / sum over k of exp(z[k]).
 #
 # exp(1000) is too large for a float. Adding a number to all logits of a row changes nothing, since it cancels in the
 # fraction; so the largest is subtracted first, and the largest exp is exp(0) = 1.
@@ -52,17 +55,20 @@ assert np.allclose(softmax(logits + 1000), probabilities)
 # ## Its gradient
 #
 # Derive that with respect to z[j]. The first term gives exp(z[j]) / sum over k of exp(z[k]), which is p[j] again; the
-# second gives -1 if j = t and 0 otherwise:
+# second gives -1 if j = t and 0 otherwise. Write [j = t] for the number that is 1 if j = t and 0 otherwise (such
+# brackets are not an index), then
 #
 # d loss / d z[j] = p[j] - [j = t].
 #
-# Softmax minus one-hot: what the model said, minus what was true. Every wrong token is pushed down by its
-# probability, the right one up by what it lacks; the row sums to 0. For the mean over N positions, divide by N.
+# A row that is 1 at t and 0 elsewhere is called *one-hot*. Softmax minus one-hot: what the model said, minus what was
+# true. Every wrong token is pushed down by its probability, the right one up by what it lacks; the row sums to 0. For
+# the mean over N positions, divide by N.
 
 # %%
 targets = np.array([1, 4, 0])
-loss = -np.log(probabilities[np.arange(3), targets]).mean()
-by_hand = (probabilities - np.eye(5)[targets]) / 3
+loss = -np.log(probabilities[np.arange(3), targets]).mean()  # of row i the element targets[i]
+one_hot = np.eye(5)[targets]  # row i is row targets[i] of the identity matrix
+by_hand = (probabilities - one_hot) / 3
 
 tensor = Tensor(logits, requires_grad=True)
 ours = losses.cross_entropy(tensor, targets)
@@ -74,17 +80,18 @@ print("and central differences agree")
 
 # %%
 figure = Figure(figsize=(7, 2.2), layout="constrained")
-for axes, values, title in zip(figure.subplots(1, 3), (probabilities, np.eye(5)[targets], 3 * by_hand),
+for axes, values, title in zip(figure.subplots(1, 3), (probabilities, one_hot, 3 * by_hand),
                                ("softmax", "one-hot", "their difference"), strict=True):
-    axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.set(title=title, xlabel="token", ylabel="position")
+    picture = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.set(title=title, xlabel="token", ylabel="position", yticks=range(3))
+figure.colorbar(picture, label="red above 0, blue below")
 show(figure, "cross_entropy")
 
 # %% [markdown]
 # ## -100: not to be learned
 #
-# When a model is tuned to answer, it isn't to learn the questions. Their positions get the target -100. They have no
-# loss, the gradient of their logits is 0, and the mean is over the *live* targets, the others.
+# When a model is tuned to answer, it isn't to learn the questions. Their positions get the target -100, which is no
+# token. They have no loss, the gradient of their logits is 0, and the mean is over the *live* targets, the others.
 
 # %%
 masked = np.array([1, -100, 0])
@@ -97,10 +104,14 @@ assert np.isclose(two, ours.item()) and not tensor.grad[1].any()
 
 # %% [markdown]
 # So the row of logits of a position without a target is never looked at, and it need not be computed. That matters,
-# since the last product of GPT-2, hidden states (N, C) times the table (V, C) transposed, is its largest: 2 N C V
-# operations forward, and twice as many backward. `losses.linear_cross_entropy` takes hidden states and table, picks
-# the live rows, and multiplies those alone. Alpaca's replies are a third of its tokens, so two thirds of that work is
-# left out.
+# since the last product of GPT-2 is its largest: for each position C numbers, its *hidden state* (N, C), times a
+# table (V, C) transposed, which is 2 N C V operations forward and twice as many backward.
+# `losses.linear_cross_entropy` takes hidden states and table, picks the live rows, and multiplies those alone: where
+# a third of the tokens are replies, two thirds of that work is left out. (In the data that ship they are less than 5
+# %.)
+#
+# Only this last layer is spared. A token of the question still goes through all of the model before it, since the
+# tokens of the reply look at it, and by way of them it has its share in the gradients of the weights.
 
 # %%
 N, C, V = 512, 256, 8000

@@ -13,8 +13,10 @@ from tinyft import Tensor, draw
 # %% [markdown]
 # ## What is written down
 #
-# A `Tensor` is an array that remembers how it was made. Here each holds one number. With `requires_grad=True` we ask
-# for the derivative of the result with respect to it, its *gradient*.
+# A `Tensor` is a NumPy array, its `.data`, that remembers how it was made. Here each holds one number. With
+# `requires_grad=True` we ask for the derivative of the result with respect to it, its *gradient*; such an input is a
+# *leaf* of the graph. The result is called *loss*, since that is what it will be later: the number that says how
+# wrong a model is, and that training makes small.
 
 # %%
 a = Tensor(3.0, requires_grad=True)
@@ -26,14 +28,16 @@ total = product + c
 loss = total * a  # a is used a second time
 
 print(f"product {product.item():g}, total {total.item():g}, loss {loss.item():g}")
-print(f"loss was made by {loss.node.op!r} from: {[getattr(p, 'op', 'a leaf') for p in loss.node.parents]}")
+made_total, parent = loss.node.parents
+print(f"loss was made by {loss.node.op!r} from what {made_total.op!r} made, and from the leaf a: {parent is a}")
 
 # %% [markdown]
-# Every call of an op left a node: which op it was, where its inputs came from, and a function `backward` that turns
-# the derivative with respect to the op's result into those with respect to its inputs. That is all a graph is, and it
-# is of what *ran*: a loop, a condition or a recursion leaves its calls, one after the other. The picture has values
-# in the boxes; the red number on an arrow is what comes *back* along it, and the ops are numbered in the order of the
-# way back.
+# An *op* is a function that can be differentiated; `*` and `+` are two. Every call of an op left a *node*, here
+# `loss.node`: which op it was, its `parents` (for each input the node that made it, or the leaf itself, or None if
+# nobody wants its gradient), and a function `backward`, which turns the derivative with respect to the op's result
+# into those with respect to its inputs. That is all a graph is, and it is of what *ran*: a loop, a condition or a
+# recursion leaves its calls, one after the other. The picture has values in the boxes; the red number on an arrow is
+# what comes *back* along it, and the ops are numbered in the order of the way back.
 
 # %%
 names = {"a": a, "b": b, "c": c, "product": product, "total": total, "loss": loss}
@@ -42,8 +46,9 @@ show(draw.graph(loss, names), "graph")
 # %% [markdown]
 # ## What a gradient is
 #
-# If `a` changes a little, by how many times as much does the loss change? That can be measured, before any theory:
-# change one input, compute again, divide.
+# `a` changes a little, and so does the loss: the change of the loss divided by the change of `a` is the gradient of
+# `a`. That can be measured, before any theory: change one input, compute again, divide. (The first comes out as
+# -1.002 where it is exactly -1, because 0.001 isn't infinitely small; program 2 looks at that error.)
 
 # %%
 def compute(a, b, c):
@@ -52,7 +57,7 @@ def compute(a, b, c):
 
 
 for name, nudged in (("a", (3.001, -2, 11)), ("b", (3, -1.999, 11)), ("c", (3, -2, 11.001))):
-    print(f"{name} + 0.001: the loss changes by {(compute(*nudged) - compute(3, -2, 11)) / 0.001:6.3f} times as much")
+    print(f"{name} + 0.001: the loss changes by {(compute(*nudged) - compute(3, -2, 11)) / 0.001:6.3f} times 0.001")
 
 # %% [markdown]
 # ## The same by the chain rule
@@ -80,6 +85,9 @@ print(f"d_a = {d_a_from_loss:g} + {d_a_from_product:g} = {d_a:g}, d_b = {d_b:g},
 #
 # Why from the end, when the chain rule works in both directions? From the end, one walk gives the derivative of one
 # number with respect to millions of inputs. From the beginning it would take a walk for each input.
+#
+# `loss.backward()` is this walk. It leaves the gradients of leaves in their `.grad`, which are plain arrays, and lets
+# go of the graph, so that the memory is free again: a second walk needs the forward pass anew.
 
 # %%
 loss.backward()
@@ -108,10 +116,12 @@ for step in range(3):
 #
 # 1. A walk of your own. Write `gradients(last)`, which returns a dict from each leaf Tensor to its gradient, without
 #    calling `last.backward()`: begin with `{last.node: 1.0}`, take the node with the largest `order`, call its
-#    `node.backward(gradient)`, and add what it returns to the entries of `node.parents` (a parent is a Node, a leaf
-#    Tensor, or None). For the loss above, built anew, it must give what `.grad` gives.
+#    `node.backward(gradient)`, and add what it returns to the entries of `node.parents`. It returns a tuple with one
+#    gradient for each parent, but for an op with a single input that gradient alone. For the loss above, built anew,
+#    it must give what `.grad` gives.
 # 2. What goes wrong in another order? For `d = a * a; loss = d * d + d`, with a = 3, find by hand the gradient of `a`
-#    that one gets when the node of `d` is visited as soon as the first of its two users has been, and never again.
-#    Write `hasty(a)`, which returns that wrong gradient, and the right one, as a pair.
+#    that one gets when the node of `d` is visited right after the sum, whose share of its gradient is 1, and never
+#    again after the product `d * d`. Write `hasty(a)`, which returns that wrong gradient, and the right one, as a
+#    pair.
 #
 # Answers: `answers/graph.py`. Next: `add_an_op.py`.

@@ -4,6 +4,29 @@
 # You will know afterwards: why the order of three loops makes a factor of ten; what a *tile* is and how it saves
 # loads; what packing is for; and what is left to gain at each step. At the end `tinyft/kernels/matmul.py` can be
 # read: it is these steps, for any shape.
+#
+# ## What a core has
+#
+# A core computes with *registers*, places for a vector of numbers each: 32 of 512 bits (16 float32) on CPUs with
+# AVX-512, 16 of half that size on others. A *multiply-add*, a * b + c, is one instruction for whole registers, and a
+# core starts two of them in a *cycle*, of which there are some billions in a second. All else comes from memory, by
+# way of three *caches* that keep what was used last, and in *lines* of 64 bytes, whether all of a line is wanted or
+# not. Roughly:
+#
+# | | size | until a number is there |
+# |---|---|---|
+# | registers | 2 KB | at once |
+# | L1 | 32 to 48 KB | 5 cycles |
+# | L2 | 0.5 to 2 MB | 15 cycles |
+# | L3, for all cores | tens of MB | 50 to 70 cycles |
+# | memory | GB | hundreds of cycles |
+#
+# A core can load or store two or three registers in a cycle from or to L1, and fewer from each place below. So a
+# product is fast if most operands are in registers already, and the rest is near. The *peak* is what a core does if
+# it never loads anything: `multiply_adds` does just that, with a clock around it. Speeds are in GFLOP/s, billions of
+# operations a second, where a multiply-add counts as two.
+#
+# `@njit` is Numba: it compiles a Python function on NumPy arrays to machine code when it is called first.
 
 # %%
 import sys
@@ -17,14 +40,14 @@ from pictures import ROOT, show
 
 from tinyft.kernels.cpu import cache_sizes
 from tinyft.kernels.jit import VECTOR_BYTES
-from tinyft.kernels.matmul import gemm
+from tinyft.kernels.matmul import gemm, tile
 from tinyft.kernels.packing import TILE_ROWS, TILE_VECTORS
 
 sys.path.insert(0, str(ROOT / "examples"))
 from benchmarks.machine import multiply_adds  # noqa: E402
 
 N = 768  # GPT-2's width; C = A B with N x N matrices takes 2 N**3 operations
-FAST = {"contract", "reassoc", "nsz"}  # a * b + c as one instruction, and sums in any order
+FAST = {"contract", "reassoc", "nsz"}  # permits multiply-adds, and sums in any order, as vectors need it
 rng = np.random.default_rng(0)
 A, B = (rng.standard_normal((N, N)).astype(np.float32) for _ in range(2))
 expected = A @ B
@@ -32,9 +55,9 @@ expected = A @ B
 # %% [markdown]
 # ## 1. Three loops, as on paper
 #
-# C[i, j] = sum over k of A[i, k] B[k, j]. The innermost loop runs down a column of B. Memory comes in lines of 64
-# bytes, 16 numbers of a row, and this loop uses one of them before it goes on to the next line. Nor can it use vector
-# instructions, which load neighbours.
+# C[i, j] = sum over k of A[i, k] B[k, j]. The innermost loop runs down a column of B. It uses one number of each line
+# that comes from memory, before it goes on to the next line. Nor can it use vector instructions, which load
+# neighbours.
 
 
 # %%
@@ -51,9 +74,9 @@ def three_loops(A, B, C):
 # %% [markdown]
 # ## 2. Another order
 #
-# The same operations, with j innermost: now the loop runs along rows of B and C. It is a vector loop (16 numbers at a
-# time with 512 bits), and every byte that is loaded is used. But each multiply-add takes a load of B, a load of C and
-# a store of C, and a core can do two multiply-adds in a cycle, but no more than two or three loads and stores.
+# The same operations, with j innermost: now the loop runs along rows of B and C. The compiler makes a vector loop of
+# it, and every byte that is loaded is used. But each multiply-add takes a load of B, a load of C and a store of C,
+# and a core can do two multiply-adds in a cycle, but no more than two or three loads and stores.
 
 
 # %%
@@ -69,9 +92,9 @@ def another_order(A, B, C):
 # %% [markdown]
 # ## 3. A tile
 #
-# What has been loaded is to be used several times before it is let go. Take 4 rows of A and 4 of B at once: the loop
-# over j then loads 4 numbers of B and 4 of C, stores 4, and does 16 multiply-adds. That is 3 loads or stores for 4
-# multiply-adds, instead of 3 for 1.
+# What has been loaded is to be used several times before it is let go. Take 4 rows of A and 4 of B at once, a *tile*
+# of 4 x 4 numbers of A: the loop over j then loads 4 vectors of B and 4 of C, stores 4, and does 16 multiply-adds.
+# That is 3 loads or stores for 4 multiply-adds, instead of 3 for 1.
 
 
 # %%
@@ -87,61 +110,101 @@ def four_by_four(a, b, c):
 
 
 @njit(fastmath=FAST)
-def a_tile(A, B, C):
+def by_fours(A, B, C, depth):
     C[:] = 0
-    for i in range(0, N, 4):
-        for k in range(0, N, 4):
-            four_by_four(A[i : i + 4, k : k + 4], B[k : k + 4], C[i : i + 4])
+    for k0 in range(0, N, depth):
+        for i in range(0, N, 4):
+            for k in range(k0, k0 + depth, 4):
+                four_by_four(A[i : i + 4, k : k + 4], B[k : k + 4], C[i : i + 4])
 
 
 # %% [markdown]
 # ## 4. Blocks
 #
-# Step 3 reads all of B, 2.4 MB, for every 4 rows of A, and that comes from beyond L2. The same loops in another
-# order: 128 rows of B, which fit into L2, meet their 128 columns of A before the next 128 are touched.
-
+# `depth` is how many rows of B meet all of A's rows before the next are touched. With N, which is step 3, all of B is
+# read for every 4 rows of A: 2.4 MB, and that comes from beyond L2. With 128 the same operations take place in
+# another order: 128 rows of B, 0.4 MB, stay in L2 while their 128 columns of A go by, and only then come the next
+# 128.
+#
+# ## 5. A tile of C in registers, and packing
+#
+# Step 3 still loads and stores C again and again. The best place for C is a register: a tile of 14 rows x 2 vectors
+# (14 x 32 numbers) of C stays in registers while k runs over its whole range. Each k loads 2 vectors of B and 14
+# numbers of A, does 28 multiply-adds of vectors, and stores nothing. The tile takes 28 of the 32 registers, the
+# vectors of B 2, and the number of A that is in use, copied to all places of a vector, one more: 15 x 2 would be too
+# many. In NumPy:
 
 # %%
-@njit(fastmath=FAST)
-def blocks(A, B, C):
-    C[:] = 0
-    for k0 in range(0, N, 128):
-        for i in range(0, N, 4):
-            for k in range(k0, k0 + 128, 4):
-                four_by_four(A[i : i + 4, k : k + 4], B[k : k + 4], C[i : i + 4])
-
-
-# %% [markdown]
-# ## 5. Packing, and a tile in registers
-#
-# The best place for C is a register. A tile of TILE_ROWS x 2 vectors of C stays in registers while k runs over its
-# whole range: each k loads 2 vectors of B and TILE_ROWS numbers of A, does 2 TILE_ROWS vector multiply-adds, and
-# stores nothing. With 512 bits there are 32 registers: 14 x 2 = 28 hold the tile, 2 the vectors of B, and one a
-# number of A; 15 x 2 would be one too many. For this tile, 32 columns of B are read row by row, and lie N numbers
-# apart; so they are first copied (*packed*) into the very order in which the tile reads them, and 14 rows of A
-# likewise. That is N² work beside N³. Numba's compiler spills such a tile to memory, so that `matmul.py` writes this
-# one loop in LLVM's own language: its phi nodes are the 28 registers.
-#
-# In NumPy, one tile is this; the function `tile` in `matmul.py` is the same loop, with the tile in registers:
-
-# %%
-tile = np.zeros((14, 32), np.float32)
+by_hand = np.zeros((14, 32), np.float32)
 for k in range(N):
-    tile += np.outer(A[:14, k], B[k, :32])  # loads 2 vectors and 14 numbers for 28 multiply-adds of vectors
-assert np.allclose(tile, expected[:14, :32], atol=1e-3)
+    by_hand += np.outer(A[:14, k], B[k, :32])
+assert np.allclose(by_hand, expected[:14, :32], atol=1e-3)
 
 # %% [markdown]
-# ## 6. Threads
+# `tile` in `matmul.py` is this loop. Numba's compiler, LLVM, would keep 28 sums in memory if it were written in
+# Python, so that this one loop is written in LLVM's own language; what it calls phi nodes are variables of a loop,
+# here the tile.
 #
-# Pieces of the larger matrix are shared out among all threads. A piece fits into the L2 of the thread that packs and
-# multiplies it.
+# The two vectors of B for the next k lie N numbers further on, in another line, and the 14 numbers of A are in 14
+# lines. So both matrices are first copied (*packed*) into the very order in which tiles read them: B in panels of 32
+# columns, A in panels of 14 rows, each k by k. That is N² work beside N³. The copies can be NumPy's; the rest is a
+# tile for each pair of panels.
 
 # %%
+ROWS, COLUMNS = TILE_ROWS, TILE_VECTORS * VECTOR_BYTES // 4  # 14 and 32; 6 and 16 without AVX-512
+DOWN, ACROSS = -(-N // ROWS), N // COLUMNS  # panels of A, the last filled up with zeros, and of B
+
+
+def pack(A, B):
+    """A as (DOWN, N, ROWS) and B as (ACROSS, N, COLUMNS), both flat."""
+    padded = np.zeros((DOWN * ROWS, N), np.float32)
+    padded[:N] = A
+    a, b = padded.reshape(DOWN, ROWS, N), B.reshape(N, ACROSS, COLUMNS)
+    return a.transpose(0, 2, 1).ravel(), b.transpose(1, 0, 2).ravel()
+
+
+@njit
+def all_tiles(a, b, c):
+    """c, flat and DOWN * ROWS rows high, = the product; `tile` is given where its panels and its corner of c begin."""
+    for j in range(ACROSS):
+        for i in range(DOWN):
+            tile(a, i * N * ROWS, b, j * N * COLUMNS, N, c, i * ROWS * N + j * COLUMNS, N, c, 0, 0, False)
+
+
+def packed_tiles(A, B, C):
+    c = np.empty((DOWN * ROWS, N), np.float32)
+    all_tiles(*pack(A, B), c.ravel())
+    C[:] = c[:N]
+
+
+# %% [markdown]
+# The picture shows in which order the first three programs and this one read a matrix B of 8 x 8, for one row (or
+# tile) of C: dark is early, and a row of the picture is a row in memory. The tile reads in the order of memory too,
+# but only after packing.
+
+# %%
+k, j = np.mgrid[:8, :8]
+figure = Figure(figsize=(8, 2.4), layout="constrained")
+for axes, order, title in zip(figure.subplots(1, 4), (8 * j + k, 8 * k + j, 32 * (k // 4) + 4 * j + k % 4,
+                                                      32 * (j // 4) + 4 * k + j % 4),
+                              ("1 three loops", "2 another order", "3 a tile of A", "5 a tile of C"), strict=True):
+    axes.imshow(order, cmap="Blues_r", vmax=80)
+    axes.set(title=title, xlabel="j", ylabel="k", xticks=[], yticks=[])
+show(figure, "matmul_steps_order")
+
+# %% [markdown]
+# ## 6. Any shape, and threads
+#
+# `gemm` does this for any shape, with packing of its own and pieces that fit into caches. With more than one thread,
+# pieces of the larger matrix are shared out, and a piece fits into the L2 of the thread that packs and multiplies it.
+
+# %%
+ALL = numba.config.NUMBA_NUM_THREADS
 STEPS = {
-    "1 three loops": (three_loops, 1), "2 another order": (another_order, 1), "3 a tile": (a_tile, 1),
-    "4 blocks": (blocks, 1), "5 tile in registers": (lambda A, B, C: gemm(A, B, C), 1),
-    "6 all threads": (lambda A, B, C: gemm(A, B, C), numba.config.NUMBA_NUM_THREADS),
-    "NumPy": (lambda A, B, C: np.matmul(A, B, out=C), numba.config.NUMBA_NUM_THREADS),
+    "1 three loops": (three_loops, 1), "2 another order": (another_order, 1),
+    "3 a tile of A": (lambda A, B, C: by_fours(A, B, C, N), 1), "4 blocks": (lambda A, B, C: by_fours(A, B, C, 128), 1),
+    "5 a tile of C, packed": (packed_tiles, 1), "6 gemm": (gemm, 1), "  gemm, all threads": (gemm, ALL),
+    "NumPy": (lambda A, B, C: np.matmul(A, B, out=C), ALL),
 }
 for name, (multiply, _) in STEPS.items():
     C = np.full((N, N), np.nan, np.float32)
@@ -150,21 +213,30 @@ for name, (multiply, _) in STEPS.items():
 print("all of them give the same matrix")
 
 # %% tags=["varies"]
-speeds, peaks = {}, dict.fromkeys((1, numba.config.NUMBA_NUM_THREADS), 0.0)
+def gflops(multiply, *arrays):
+    """The median of some calls."""
+    seconds = []
+    while len(seconds) < 3 or (sum(seconds) < 0.3 and len(seconds) < 30):
+        begin = time.perf_counter()
+        multiply(*arrays)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * N**3 / np.median(seconds) / 1e9
+
+
+speeds, peaks = {}, dict.fromkeys((1, ALL), 0.0)
 for name, (multiply, threads) in STEPS.items():
     for n in peaks:  # before each step anew, since a machine is not always as fast
         begin = time.perf_counter()
         peaks[n] = max(peaks[n], multiply_adds(n) / (time.perf_counter() - begin) / 1e9)
     numba.set_num_threads(threads)
-    seconds = []
-    while len(seconds) < 3 or (sum(seconds) < 0.3 and len(seconds) < 30):
-        begin = time.perf_counter()
-        multiply(A, B, C)
-        seconds.append(time.perf_counter() - begin)
-    speeds[name] = 2 * N**3 / np.median(seconds) / 1e9
-print(f"tile of {TILE_ROWS} x {TILE_VECTORS} vectors of {8 * VECTOR_BYTES} bits, L2 of {cache_sizes().l2 >> 10} KB")
+    speeds[name] = gflops(multiply, A, B, C)
+print(f"tile of {ROWS} x {COLUMNS} numbers, L2 of {cache_sizes().l2 >> 10} KB, peak of a thread {peaks[1]:.0f} GFLOP/s")
 for name, (_, threads) in STEPS.items():
-    print(f"{name:<20} {speeds[name]:6.1f} GFLOP/s, {speeds[name] / peaks[threads]:4.0%} of the peak of {threads}")
+    print(f"{name:<22} {speeds[name]:6.1f} GFLOP/s, {speeds[name] / peaks[threads]:4.0%} of the peak of {threads}")
+a, b, c = *pack(A, B), np.empty(DOWN * ROWS * N, np.float32)
+print(f"step 5 without the time for packing: {gflops(all_tiles, a, b, c):.1f} GFLOP/s")
+if peaks[ALL] < 0.7 * ALL * peaks[1]:
+    print("this machine is busy: two threads or more reach less than they could, and the last two lines mean little")
 figure = Figure(figsize=(7, 3), layout="constrained")
 axes = figure.subplots()
 axes.barh(list(speeds)[::-1], list(speeds.values())[::-1])
@@ -182,8 +254,8 @@ show(figure, "matmul_steps")
 #    and 30 x 1. Then count bytes instead, 64 for a vector and 4 for a number: which tile is the best now? (A core
 #    does two multiply-adds and two loads in a cycle, so that below 1 load a multiply-add loads aren't the limit;
 #    among such tiles only measuring decides.)
-# 2. `blocks` needs N to be a multiple of 128. Write `any_shape(A, B)` in NumPy for A (M, K) and B (K, N) of any
-#    shape: cut C into tiles of 14 x 32 and compute each with `@` from padded pieces of A and B, as a kernel does that
-#    knows whole tiles only. It returns C, for 1 x 1 as well.
+# 2. `packed_tiles` fills up the rows of A, but N must be a multiple of 32. Write `any_shape(A, B)` in NumPy for A (M,
+#    K) and B (K, N) of any shape: cut C into tiles of 14 x 32 and compute each with `@` from padded pieces of A and
+#    B, as a kernel does that knows whole tiles only. It returns C, for 1 x 1 as well.
 #
 # Answers: `answers/matmul_steps.py`. Next: `what_tuning_changed.py`.

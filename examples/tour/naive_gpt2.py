@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 6. GPT-2 in plain ops
 #
-# You will know afterwards: all of GPT-2. This is the model of `tinyft/gpt2.py` written with nothing but `+ * @ exp
-# tanh sum`, one sentence at a time, with the same weights. It gives the same logits and the same gradient for every
-# weight, to ten digits, and it answers. What `gpt2.py` and the kernels add is speed.
+# You will know afterwards: all of GPT-2. This is the model of `tinyft/gpt2.py` in sixty lines of plain ops
+# (arithmetic, `@`, `exp`, `tanh`, sums, and taking arrays apart), one sentence at a time, with the same weights. It
+# gives the same logits and the same gradient for every weight, to ten digits, and it goes on with a text. What
+# `gpt2.py` and the kernels add is speed.
 
 # %%
 import math
@@ -28,10 +29,17 @@ print(f"and {config.n_layer - 1} more blocks like h.0: {sum(w.size for w in weig
 # %% [markdown]
 # ## The model
 #
-# Letters: T tokens, C channels, H heads of D = C / H, V words. A token becomes its row of the table `wte`, plus the
-# row of `wpe` for its place. Each block adds twice to this stream x (T, C): what a token takes from others
-# (attention), and what it makes of that by itself (MLP, 4C wide). The last norm, and the product with the table
-# again, give a score for each word of the vocabulary.
+# Letters: T tokens, C channels, H heads of D = C / H, V tokens in the vocabulary. A token becomes its row of the
+# table `wte`, its *embedding*, plus the row of `wpe` for its place. Each block adds twice to this *stream* x (T, C):
+# what a token takes from others (attention), and what it makes of that by itself (a small network, the MLP, which is
+# 4C wide inside). The last norm, and the product with the table again, give a score for each token of the vocabulary,
+# the logits.
+#
+# The names are OpenAI's: `wte` and `wpe`, the tables ("weights") of token and position embeddings; `h`, the blocks;
+# `ln`, layer norms; `c_attn`, `c_fc` and `c_proj`, linear layers (the c is for convolution, of which they once were a
+# case). Their matrices are (in, out), as here they have always been; PyTorch's `nn.Linear` has (out, in).
+#
+# In the code, `weights[...][ids]` picks rows of a table; its way back adds each gradient to the row that was picked.
 
 
 # %%
@@ -87,8 +95,8 @@ def gpt2(ids):
 # %% [markdown]
 # ## The same logits, and the same gradients
 #
-# The table `wte` is used at both ends, so that its gradient is the sum of two. `GPT2.loss` drops, shares and fuses
-# whatever it can; the numbers must not notice.
+# The table `wte` is used at both ends, so that its gradient is the sum of two. `GPT2.loss` leaves out what no target
+# needs, computes once what rows share, and makes one op of several (program 7); the numbers must not notice.
 
 # %%
 ids = np.array(tokenizer.encode("A lemon is yellow. A banana is yellow. A carrot is orange."))
@@ -101,7 +109,7 @@ fast_loss = fast.loss(ids[:-1], ids[1:])
 fast_loss.backward()
 assert np.isclose(loss.item(), fast_loss.item(), rtol=1e-12)
 for name, parameter in fast.named_parameters():
-    assert np.allclose(weights[name].grad, parameter.grad, rtol=1e-8, atol=1e-10), name
+    assert np.allclose(weights[name].grad, parameter.grad, rtol=1e-10, atol=1e-12), name
 print(f"logits {logits.shape}, loss {loss.item():.6f} and all {len(weights)} gradients: the same to ten digits")
 
 # %% [markdown]
@@ -156,15 +164,15 @@ likely = logits.data[4]  # after "A lemon is yellow."
 best = np.argsort(-likely)[:8]
 shares = np.exp(likely[best] - likely.max()) / np.exp(likely - likely.max()).sum()
 figure = Figure(figsize=(6, 2.5), layout="constrained")
-figure.subplots().bar([repr(tokenizer.decode([token])) for token in best], shares)
+figure.subplots().barh([repr(tokenizer.decode([token])) for token in best][::-1], shares[::-1])
 figure.axes[0].set_title("what may come after " + repr(tokenizer.decode(other[:5])))
 show(figure, "naive_gpt2")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. How many weights has a GPT-2 of any shape? Write `count(V, P, C, L)`, for V words, P places, C channels and L
-#    layers, from the shapes that are printed above. It must give the number above, and 124,439,808 for GPT-2 (V =
+# 1. How many weights has a GPT-2 of any shape? Write `count(V, P, C, L)`, for V tokens, P places, C channels and L
+#    blocks, from the shapes that are printed above. It must give the number above, and 124,439,808 for GPT-2 (V =
 #    50257, P = 1024, C = 768, L = 12).
 # 2. What does a block do to a sentence whose tokens change places? Without `wpe` and without the mask, attention
 #    doesn't know about order. Write `unordered(x, Q, K, V)`, for x (T, C) and matrices (C, D), one head without a

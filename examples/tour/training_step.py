@@ -43,31 +43,38 @@ for t in range(end - 5, end + 1):
 # %% [markdown]
 # ## Forward
 #
-# What stands after a row's last target can't touch its loss, and all eight prompts begin with the same words: both
-# are computed once or not at all. The rows are laid end to end as N tokens, without padding. Of what the blocks make
-# of them, x (N, C), only rows with a target go on to the output layer.
+# Two things are saved before anything is computed. What stands after a row's last target can't touch its loss
+# (program 6) and is dropped; `needed_lengths` says how much of each row is left. And all eight prompts begin with the
+# same words. Attention looks only backwards, so that these tokens get the same vectors in every row: they are
+# computed once, and all rows look at that one copy. Its gradient is the sum of what eight rows hand back, as for any
+# value with several uses.
+#
+# `lay_out` puts what is left end to end, N tokens without padding; what a row has of its own is a *segment*. The
+# blocks make x (N, C) of them, and of that only the rows with a target go on to the output layer (program 4).
 
 # %%
 segments, _ = lay_out(inputs, needed_lengths(targets))
 C, V = model.config.n_embd, model.config.vocab_size
-print(f"{inputs.size} places in the batch, N = {segments.starts[-1]} tokens to compute, C = {C}")
+N = segments.starts[-1]  # where the last segment ends
+print(f"{inputs.size} places in the batch, N = {N} tokens to compute, C = {C}")
 print(f"each block: qkv (N, {3 * C}), hidden layer (N, {4 * C}), x (N, {C})")
 print(f"output layer: ({np.count_nonzero(targets != -100)}, {C}) times the table transposed ({C}, {V})")
 n_block = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h."))
 for what, n, n_out in (("as they stand, padded", inputs.size, inputs.size),
-                       ("computed", segments.starts[-1], np.count_nonzero(targets != -100))):
+                       ("computed", N, np.count_nonzero(targets != -100))):
     print(f"products of a step, both ways, {what}: {6 * (n_block * n + C * V * n_out) / 1e9:.1f} GFLOP")
 print(f"memory: 16 bytes for each of {model.n_parameters():,} weights (itself, gradient, two means)")
 loss = model.loss(inputs, targets)
 before = loss.item()
-print(f"loss {before:.3f}; a guess among {V} words would have {np.log(V):.3f}")
+print(f"loss {before:.3f}; a guess among {V} tokens would have {np.log(V):.3f}")
 
 # %% [markdown]
 # ## Backward
 #
-# Each weight gets a gradient of its own shape. The token table is used twice: its rows go in at the bottom, and at
-# the top all of it is the output layer. So it gets two gradients, and they add up. The first touches only the rows of
-# tokens that occur in the inputs; the second all rows, since every word that is not the target is made less likely.
+# Each weight gets a gradient of its own shape. The token table `wte` is used twice: its rows go in at the bottom, and
+# at the top all of it is the output layer. So it gets two gradients, and they add up. The first touches only the rows
+# of tokens that occur in the inputs; the second all rows, since every token that is not the target is made less
+# likely.
 
 # %%
 loss.backward()
@@ -80,10 +87,10 @@ print(f"gradient of wte {table.grad.shape}: {in_inputs.sum()} rows from both use
 # ## The update
 #
 # AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight: m of its gradient g, and v of g². The
-# step is m / sqrt(v): where gradients agree from batch to batch it is nearly the full learning rate, and where they
-# are noise it is small; how long they are doesn't matter. Both begin at 0, so that they have only the share 1 - β^s
-# of their weight after s steps, and are divided by it. *Decay* pulls matrices towards 0, apart from the gradient. In
-# the first step m / sqrt(v) is g / |g|, a sign.
+# weight moves by the learning rate times m / sqrt(v): where gradients agree from batch to batch that is nearly the
+# full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0, so that
+# after s steps their weights add up to 1 - β^s only, and they are divided by that. In the first step m / sqrt(v) is g
+# / |g|, a sign. *Decay* pulls matrices towards 0, apart from the gradient.
 
 # %%
 lr, (beta1, beta2), eps, decay = 1e-4, (0.9, 0.999), 1e-8, 0.1
@@ -105,11 +112,12 @@ assert after < before
 # %% [markdown]
 # ## Where the milliseconds go
 #
-# Steps again, with a clock around each op's backward function. Products (`linear`, and the gradients of weights,
-# which are formed right where they belong) have most of it, which is why the next program is about them. The loss
-# hardly shows, since `linear_cross_entropy` forms its gradients in the forward pass, while a chunk of logits is at
-# hand. All of them are steps on the same eight entries, so that the model learns these by heart: the cheapest test
-# that a training loop works.
+# Steps again, with a clock around each op's backward function. Gradients of weights have a line of their own: an op
+# returns a function that adds them straight into `.grad`, and the walk calls it later, so that their time is the
+# walk's less that of all functions. Products (those, `linear`, and most of the forward pass) have most of a step,
+# which is why the next program is about them. The loss hardly shows on the way back, since `linear_cross_entropy`
+# forms its gradients in the forward pass, while a chunk of logits is at hand. All of them are steps on the same eight
+# entries, so that the model learns these by heart: the cheapest test that a training loop works.
 
 # %% tags=["varies"]
 seconds = defaultdict(float)
@@ -148,6 +156,7 @@ for part, ms in reversed(parts.items()):
     print(f"{part:<32} {ms:6.2f} ms")
 figure = Figure(figsize=(7, 3), layout="constrained")
 figure.subplots().barh(list(parts), list(parts.values()))
+figure.axes[0].set_xlabel("ms")
 figure.axes[0].set_title(f"a step of the small model: {sum(parts.values()):.0f} ms", loc="right", fontsize=10)
 show(figure, "training_step")
 
@@ -156,7 +165,7 @@ show(figure, "training_step")
 #
 # 1. A batch is too large for the memory. Write `in_halves(model, inputs, targets)`, which calls
 #    `model.loss(...).backward()` on the first half of the rows and then on the second, so that `.grad` of every
-#    parameter is that of the whole batch. (`loss` has an argument for it; program 4 says why it is needed.)
+#    parameter is that of the whole batch. (`loss` has an argument for it, `total`; program 4 says why it is needed.)
 # 2. Write `adamw(w, gradients, lr)`, which returns the weight after as many steps as there are gradients in the list,
 #    with the numbers above. It must agree with the optimizer after three steps: that is where the powers of beta
 #    count.

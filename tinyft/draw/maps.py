@@ -9,6 +9,8 @@ from .inside import Inside
 
 LABELLED = 24  # tokens at most beside whose maps their texts stand
 LONGEST = 24  # positions of a lens, unless it is told another number
+WIDEST = 11  # letters of a token in a cell of a lens
+SIGNS = "\u00b7 a blank, \u23ce the end of a line"
 
 
 def attention_maps(inside: Inside, decode: Callable[[int], str], layers: Sequence[int] | None = None,
@@ -60,11 +62,13 @@ def lens(inside: Inside, decode: Callable[[int], str], last: int = LONGEST):
     axes.imshow(best, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for level in range(n_levels):
         for position in range(length):
-            text = _visible(decode(int(inside.likeliest[level, first + position, 0])))[:11]
+            text = _visible(decode(int(inside.likeliest[level, first + position, 0])))
+            text = text if len(text) <= WIDEST else text[:WIDEST - 1] + "\u2026"
             axes.text(position, level, text, ha="center", va="center", fontsize=8,
                       color="white" if best[level, position] > 0.6 else "black", parse_math=False)
     names = [_visible(decode(token)) for token in inside.ids[first:].tolist()]
     axes.set_xticks(range(length), names, fontsize=8, rotation=45, ha="right", parse_math=False)
+    axes.set_xlabel(f"token, and above it what would follow, the darker the more certain ({SIGNS})", fontsize=8)
     axes.set_yticks(range(n_levels), ["embeddings", *(f"layer {layer}" for layer in range(1, n_levels))], fontsize=8)
     figure.set_layout_engine("constrained")
     return figure

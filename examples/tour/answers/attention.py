@@ -6,7 +6,7 @@ import numpy as np
 def windowed(Q: np.ndarray, K: np.ndarray, V: np.ndarray, w: int) -> np.ndarray:
     """1. Attention (T, D) -> (T, D) in which a token sees itself and the w - 1 before it.
 
-    With w = 1 the softmax has a single element, which is 1 whatever the score, so that O[i] = V[i].
+    With w = 1 the softmax has a single element, which is 1 whatever the score, so that out[i] = V[i].
     """
     T, D = Q.shape
     S = Q @ K.T / np.sqrt(D)
