@@ -437,7 +437,7 @@ def test_wrong_number_of_gradients_raises():
     def forgot_one(x, y):
         return x + y, lambda dout: dout
 
-    with pytest.raises(ValueError, match="forgot_one: backward returned 1 gradients for 2 inputs; .* None for what has"):
+    with pytest.raises(ValueError, match="forgot_one: backward returned 1 gradients for 2 inputs; .* None for"):
         forgot_one(leaf([1.0]), leaf([1.0])).backward()
 
 
