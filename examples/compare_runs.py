@@ -34,7 +34,10 @@ def parse_arguments():
                         help="where the plot goes, as .png, .svg or .pdf")
     parser.add_argument("--log", action="store_true", help="a logarithmic axis of losses, to see small ones apart")
     parser.add_argument("--title", default="", help="stands above the plot")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.output.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
+        raise ValueError(f"--output {options.output}: expected a name that ends in .png, .svg or .pdf")
+    return options
 
 
 @dataclass
@@ -134,7 +137,7 @@ def draw(settings: dict[str, list[Run]], output: Path, *, log: bool, title: str)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     with replacing(output) as beside:
-        figure.savefig(beside, format=output.suffix.removeprefix(".") or "png")
+        figure.savefig(beside, format=output.suffix.lower().removeprefix(".") or "png")
 
 
 def literal(text: str) -> str:

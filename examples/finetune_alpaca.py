@@ -15,6 +15,7 @@ from finetuning import data, results
 from finetuning.options import lora_config, parse_arguments
 
 from tinyft import GPT2, Settings, add_lora, cli, delete_state, fit, load_model_and_tokenizer, save_model, warm_up
+from tinyft.adapters import is_adapter
 from tinyft.compact import compact
 from tinyft.data.instructions import handle_end_markers
 from tinyft.data.prompts import encode_prompt, find_style, with_style
@@ -24,7 +25,7 @@ from tinyft.hub import find_model
 from tinyft.inference.generate import MANY
 from tinyft.inference.replies import reply, reply_to_all
 from tinyft.kernels.cached_attention import BLOCK
-from tinyft.loggers import make_loggers
+from tinyft.loggers import find_packages, make_loggers
 from tinyft.memory import Estimate, available_bytes, check_fits, estimate, longest_batch
 from tinyft.parallel import Ranks, connect, share_replies
 from tinyft.run import check_resumable, claim_output
@@ -33,6 +34,7 @@ from tinyft.tokenizer import Tokenizer
 
 def choose_output(options, model_folder: Path) -> Path:
     """The run's folder: a new one, unless --resume or --overwrite allow an old one."""
+    find_packages(options.loggers)  # before --overwrite deletes anything
     if options.output_dir is None:
         if options.resume:
             raise ValueError("--resume needs --output-dir, the folder of the run to go on with")
@@ -42,8 +44,13 @@ def choose_output(options, model_folder: Path) -> Path:
     return claim_output(options.output_dir, options.resume, options.overwrite, model_folder)
 
 
-def prepare_model(options, model: GPT2) -> None:
-    """Freeze, adapt and shrink the model as the options say."""
+def prepare_model(options, model: GPT2, folder: Path) -> None:
+    """Freeze, adapt and shrink the model from `folder` as the options say."""
+    if options.lora_rank is not None and is_adapter(folder):
+        raise ValueError(f"--model {folder} is an adapter, and one can't be put onto another: merge it first (python "
+                         f"examples/merge_adapter.py {folder} merged), or tune it without --lora-rank")
+    if options.lora_rank is not None and options.lora_rank > model.config.n_embd:
+        raise ValueError(f"--lora-rank {options.lora_rank}: expected at most {model.config.n_embd}, the model's width")
     model.set_dropout(options.dropout)
     model.recompute = options.recompute
     if (config := lora_config(options)) is not None:
@@ -76,7 +83,7 @@ def memory_needed(options, model: GPT2, settings: Settings, training_set, tests,
     reply_tokens = min(of_each * (1 + sum(map(len, tests.values()))), (MANY + 1) * model.config.n_positions)
     return estimate(model, tokens, targets, rows=rows, several=settings.micro_batch_size is not None,
                     moments=settings.moments, replies=options.base_weights,
-                    reply_tokens=reply_tokens,
+                    reply_tokens=reply_tokens, merges=options.merge,
                     plots=importlib.util.find_spec("matplotlib") is not None)
 
 
@@ -136,7 +143,7 @@ def main() -> None:
     context = model.config.n_positions
     if options.max_length and options.max_length > context:
         raise ValueError(f"--max-length {options.max_length}: this model sees at most {context} tokens")
-    prepare_model(options, model)
+    prepare_model(options, model, folder)
 
     style = find_style(tokenizer, options.prompt_style)
     tokenizer = with_style(style, tokenizer)
@@ -170,10 +177,11 @@ def main() -> None:
         keep_states=options.keep_checkpoints)
     after = asker.after()
     if ranks.is_first:
-        if options.merge:
-            save_merged(output, folder)
         delete_state(output)
-        results.show_results(output, tests, asker.few, before, after, merged=options.merge)
+        results.show_results(output, tests, asker.few, before, after)
+        if options.merge:  # at the end, since it takes memory, and nothing else is to be lost with it
+            save_merged(output, folder)
+        results.show_files(output, tests, merged=options.merge)
 
 
 def save_merged(output: Path, base: Path) -> None:

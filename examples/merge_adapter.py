@@ -6,7 +6,7 @@ tinyft reads adapter folders as they are; this is for programs that don't.
 from pathlib import Path
 
 from tinyft import cli, save_model
-from tinyft.adapters import is_adapter, load_model_and_tokenizer
+from tinyft.adapters import find_base, is_adapter, load_model_and_tokenizer
 from tinyft.hub import find_model
 
 EXAMPLES = """\
@@ -37,7 +37,10 @@ def main() -> None:
         raise ValueError(f"{options.output} is an adapter, which would be replaced; choose another folder")
     if (options.output / "config.json").exists() and not options.overwrite:
         raise ValueError(f"{options.output} holds a model; replace it with --overwrite, or choose another folder")
-    model, tokenizer = load_model_and_tokenizer(adapter, options.base_model)
+    base = find_base(adapter, options.base_model)
+    if options.output.resolve() == base.resolve():
+        raise ValueError(f"{options.output} is the adapter's base model, which is still needed; choose another folder")
+    model, tokenizer = load_model_and_tokenizer(adapter, base)
     save_model(model, tokenizer, options.output, options.dtype)
     print(f"saved     {options.output}: {model.n_parameters():,} weights in {options.dtype}")
 

@@ -89,7 +89,8 @@ def main() -> None:
     threads = cli.use_threads(options.threads)
     cli.use_dtype(options.dtype)
     if not options.corpus.is_file():
-        raise ValueError(f"{options.corpus} is missing; write one with examples/make_corpus.py")
+        what = "is a folder, expected a text file" if options.corpus.is_dir() else "is missing"
+        raise ValueError(f"--corpus {options.corpus} {what}; examples/make_corpus.py writes one")
     rng = np.random.default_rng(options.seed)
     model, tokenizer = start(options, rng)
     context = options.context or model.config.n_positions
@@ -104,7 +105,7 @@ def main() -> None:
     if not 0 < len(prompt) < context:
         raise ValueError(f"--prompt has {len(prompt)} tokens, expected 1 to {context - 1}, below --context")
     ranks.first(claim_output, options.output_dir, options.resume, options.overwrite, options.model)
-    print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} threads")
+    print(f"{len(ids):,} tokens, {model.n_parameters():,} parameters, {threads} thread{'s' * (threads != 1)}")
     learning_rate = options.learning_rate or (2e-4 * (768 / model.config.n_embd) ** 0.5 if options.model else 2e-3)
     settings = Settings(epochs=options.epochs, batch_size=options.batch_size, learning_rate=learning_rate,
                         max_steps=options.max_steps, evaluate_every=options.evaluate_every, warmup=0.03,

@@ -490,6 +490,7 @@ def test_generate_from_an_adapter(folders, capsys, monkeypatch, tmp_path):
     (["{base}", "{new}"], "is no adapter .*nothing to merge"),
     (["{adapter}", "{adapter}"], "which would be replaced; choose another folder"),
     (["{adapter}", "{base}"], "holds a model; replace it with --overwrite"),
+    (["{adapter}", "{base}", "--overwrite"], "is the adapter's base model, which is still needed"),
     (["{adapter}", "{new}", "--base-model", "{adapter}"], "is an adapter itself"),
 ])
 def test_merge_adapter_refuses(folders, tmp_path, monkeypatch, capsys, arguments, says):
@@ -499,6 +500,13 @@ def test_merge_adapter_refuses(folders, tmp_path, monkeypatch, capsys, arguments
     assert re.search(says, code), code
     assert not (tmp_path / "new").exists()
     assert before == (sorted(os.listdir(folders[0])), sorted(os.listdir(folders[1])))
+
+
+def test_an_adapter_is_not_tuned_with_another_on_top(folders, tmp_path, monkeypatch, capsys):
+    arguments = ["--model", folders[1], "--lora-rank", "2", "--output-dir", tmp_path / "run"]
+    code = in_process("finetune_alpaca.py", arguments, monkeypatch, capsys)
+    assert "is an adapter, and one can't be put onto another: merge it first" in code
+    assert not (tmp_path / "run").exists()
 
 
 def test_base_model_of_a_whole_model_is_refused(folders, tmp_path):

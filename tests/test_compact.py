@@ -65,6 +65,9 @@ def test_each_number_becomes_the_nearest(rng, kept_as, shape):
     np.testing.assert_array_equal(kept.T[...], kept[...].T)
     ids = rng.integers(0, shape[0], (2, 3))
     np.testing.assert_array_equal(kept[ids], kept[...][ids])
+    whole = kept[...]
+    np.testing.assert_array_equal(kept[0], whole[0])
+    np.testing.assert_array_equal(kept[...], whole)  # a look at one row leaves it as it was
     np.testing.assert_array_equal(kept.T[[0]], kept[...].T[[0]])
 
 

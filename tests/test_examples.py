@@ -197,7 +197,11 @@ def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
 @pytest.mark.parametrize("options, said", [
     (["--max-length", "129"], "--max-length 129: this model sees at most 128 tokens"),
     (["--dropout", "1"], "--dropout 1.0: expected a probability below 1"),
-    (["--train-share", "0.9", "--test-share", "0.2"], "expected shares that add up to at most 1"),
+    (["--train-share", "0.9", "--test-share", "0.2"], "--test-share 0.2: expected shares that add up to at most 1"),
+    (["--train-share", "nan"], "--train-share nan with"),
+    (["--lora-rank", "2", "--lora-layers", " , "], "--lora-layers is empty"),
+    (["--lora-rank", "1000000000"], "--lora-rank 1000000000: expected at most"),
+    (["--lora-rank", "2", "--lora-layers", "c_attn, c_nothing"], "no layer's name ends in 'c_nothing'"),
     (["--threads", "1000"], "--threads 1000: this machine gives"),
     (["--resume"], "--resume needs --output-dir"),
     (["--model", "no-such-model"], "no-such-model: neither a folder nor a model of the Hugging Face hub"),

@@ -113,6 +113,15 @@ def test_what_is_there_at_one_time():
     assert few.total == few.program + few.weights + few.moments + few.gradients
 
 
+def test_a_merged_copy_counts_where_it_is_larger_than_a_step():
+    model = make_model(**SHAPE)
+    add_lora(model, LoraConfig(rank=1), np.random.default_rng(0))
+    copied = 4 * sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and "lora" not in name)
+    small, large = (estimate(model, tokens, 1, merges=True) for tokens in (1, 20_000))
+    assert small.total == small.program + small.weights + copied > estimate(model, 1, 1).total
+    assert large.total == estimate(model, 20_000, 1).total
+
+
 @pytest.mark.parametrize("kept_as, share", [("float32", 1), ("bfloat16", 0.5), ("int8", 0.265625)])
 def test_an_engine_is_as_large_as_it_is(kept_as, share):
     from tinyft import Engine

@@ -403,7 +403,7 @@ def test_metrics_end_their_lines_alike_everywhere(tmp_path):
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_every_file_of_a_run_marks_its_folder(tmp_path, name):
-    (tmp_path / "model").mkdir()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("old", encoding="utf-8")
     with pytest.raises(ValueError, match=f"holds a run \\({name}\\); .*--overwrite"):
         claim_output(tmp_path, resume=False, overwrite=False)
@@ -420,6 +420,15 @@ def test_the_states_of_a_run_mark_its_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model") == ["run.lock"]
     with pytest.raises(ValueError, match="--resume: .*checkpoints has no step-.*nothing to resume"):
         claim_output(tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["", "model", "merged"])
+def test_the_model_to_start_from_is_not_replaced(tmp_path, name):
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / "model.safetensors").write_text("old", encoding="utf-8")
+    with pytest.raises(ValueError, match="would be replaced by this run's model; choose an --output-dir elsewhere"):
+        claim_output(tmp_path, resume=False, overwrite=True, model_folder=tmp_path / name)
+    assert (tmp_path / name / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

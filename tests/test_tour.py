@@ -35,6 +35,11 @@ def answers(name):
     return load(ANSWERS / f"{name}.py")
 
 
+def assert_same(found, right, hint, rtol=1e-6):
+    """hint: what such a difference most often comes from, for those who look at their own answers."""
+    np.testing.assert_allclose(found, right, rtol=rtol, atol=1e-3 * rtol, err_msg=hint)
+
+
 def cells(name) -> list[tuple[str, str, list[str]]]:
     """Kind, source and tags of each cell of a program."""
     found = []
@@ -145,14 +150,18 @@ def test_graph_1(rng):
 
     found = answers("graph").gradients(loss())
     loss().backward()
-    assert len(found) == 3 and all(found[leaf] == leaf.grad for leaf in (a, b, c))
+    assert set(found) == {a, b, c}, "expected a dict from each leaf Tensor to its gradient, and nothing else"
+    for leaf in (a, b, c):
+        assert_same(found[leaf], leaf.grad, "a is used twice, so that its gradient is a sum; are nodes taken by order?")
 
 
 def test_graph_2():
     a = Tensor(3.0, requires_grad=True)
     d = a * a
     (d * d + d).backward()
-    assert answers("graph").hasty(3.0) == (6.0, a.grad.item()) == (6.0, 114.0)
+    assert_same(answers("graph").hasty(3.0)[0], 6, "the sum hands 1 to d, which hands on 2 a of it, and no more")
+    assert_same(answers("graph").hasty(3.0)[1], a.grad, "d gets 2 d from the product and 1 from the sum")
+    assert a.grad == 114
 
 
 def test_add_an_op_1(rng):
@@ -160,9 +169,9 @@ def test_add_an_op_1(rng):
     gradcheck(softplus, [rng.standard_normal((3, 4))])
     x = Tensor(np.array([1000.0, -1000.0, 0.0]), requires_grad=True)
     out = softplus(x)
-    assert np.allclose(out.data, [1000, 0, np.log(2)])
+    assert_same(out.data, [1000, 0, np.log(2)], "exp(1000) is infinite: np.logaddexp(0, x) doesn't form it")
     out.backward(np.ones(3))
-    assert np.allclose(x.grad, [1, 0, 0.5])
+    assert_same(x.grad, [1, 0, 0.5], "the slope is 1 / (1 + exp(-x)); in which form does nothing overflow?")
 
 
 def test_add_an_op_2(rng):
@@ -172,7 +181,8 @@ def test_add_an_op_2(rng):
     with pytest.raises(AssertionError):
         gradcheck(given.swapped_hypot, inputs)
     hidden = given.inputs_that_hide_it()
-    assert all(x.all() for x in hidden) and gradcheck(given.swapped_hypot, hidden)
+    assert all(x.all() for x in hidden), "zeros are excluded: hypot has no slope there"
+    gradcheck(given.swapped_hypot, hidden)
 
 
 def test_broadcasting_1(rng):
@@ -180,7 +190,8 @@ def test_broadcasting_1(rng):
     dout, S = rng.standard_normal(3), answers("broadcasting").sum_matrix(4, 3)
     out = x.sum(axis=0)
     out.backward(dout)
-    assert np.allclose(S @ x.data.reshape(-1), out.data) and np.allclose((S.T @ dout).reshape(4, 3), x.grad)
+    assert_same(S @ x.data.reshape(-1), out.data, "row j of S has a 1 for each element of column j of x")
+    assert_same((S.T @ dout).reshape(4, 3), x.grad, "the transpose copies a gradient to every row")
 
 
 def test_broadcasting_2(rng):
@@ -188,7 +199,8 @@ def test_broadcasting_2(rng):
     dout = rng.standard_normal((2, 3, 5))
     (A @ B).backward(dout)
     dA, dB = answers("broadcasting").gradients(A.data, B.data, dout)
-    assert np.allclose(dA, A.grad) and np.allclose(dB, B.grad)
+    assert_same(dA, A.grad, "dA keeps b, m and k: only n is summed over")
+    assert_same(dB, B.grad, "B has no b: its gradient is summed over b, as over m")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 10])
@@ -196,45 +208,49 @@ def test_cross_entropy_1(rng, cut):
     logits, targets = rng.standard_normal((10, 6)), rng.integers(6, size=10)
     targets[[2, 3, 8]] = -100
     whole = losses.cross_entropy(Tensor(logits), targets).item()
-    assert np.isclose(answers("cross_entropy").loss_in_parts(logits, targets, cut), whole)
+    found = answers("cross_entropy").loss_in_parts(logits, targets, cut)
+    assert_same(found, whole, "parts count by their live targets, and one of them may have none")
 
 
 def test_cross_entropy_2(rng):
     smoothed, logits, targets = answers("cross_entropy").smoothed, rng.standard_normal((4, 6)), np.array([1, 0, 5, 5])
     gradcheck(lambda z: smoothed(z, targets, e=0.1), [logits])
-    assert np.isclose(smoothed(Tensor(logits), targets, e=0.0).item(),
-                      losses.cross_entropy(Tensor(logits), targets).item())
+    sharp = losses.cross_entropy(Tensor(logits), targets).item()
+    assert_same(smoothed(Tensor(logits), targets, e=0.0).item(), sharp, "with e = 0 it is the usual loss")
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    assert np.isclose(smoothed(Tensor(logits), targets, e=1.0).item(), -log_p.mean(axis=1).mean())
+    even = smoothed(Tensor(logits), targets, e=1.0).item()
+    assert_same(even, -log_p.mean(), "with e = 1 every token has 1 / V, the right one too")
 
 
 def test_attention_1(rng):
     windowed, (Q, K, V) = answers("attention").windowed, rng.standard_normal((3, 6, 4))
     whole = ops.causal_attention(Tensor(np.hstack([Q, K, V])), n_head=1, segments=segments_of([6])).data
-    assert np.allclose(windowed(Q, K, V, 6), whole) and np.allclose(windowed(Q, K, V, 1), V)
+    assert_same(windowed(Q, K, V, 6), whole, "a window of all tokens hides the future and nothing else")
+    assert_same(windowed(Q, K, V, 1), V, "with w = 1 a token sees itself alone: the window reaches w - 1 back")
     last = ops.causal_attention(Tensor(np.hstack([Q, K, V])[4:]), n_head=1, segments=segments_of([2])).data
-    assert np.allclose(windowed(Q, K, V, 2)[5], last[1])
+    assert_same(windowed(Q, K, V, 2)[5], last[1], "with w = 2 a token sees itself and the one before")
 
 
 def test_attention_2(rng):
     Q, K, V = rng.standard_normal((3, 6, 4))
     whole = ops.causal_attention(Tensor(np.hstack([Q, K, V])), n_head=1, segments=segments_of([6])).data
-    assert np.allclose(answers("attention").one_more(Q[-1], K, V), whole[-1])
+    assert_same(answers("attention").one_more(Q[-1], K, V), whole[-1], "is the score divided by the root of D?")
 
 
 def test_naive_gpt2_1():
     count, model = answers("naive_gpt2").count, make_model()
     shape = model.config
-    assert count(shape.vocab_size, shape.n_positions, shape.n_embd, shape.n_layer) == model.n_parameters()
+    found = count(shape.vocab_size, shape.n_positions, shape.n_embd, shape.n_layer)
+    assert found == model.n_parameters(), "biases count, norms have two rows each, and the table counts once"
     assert count(50257, 1024, 768, 12) == 124_439_808
 
 
 def test_naive_gpt2_2(rng):
     x, (Q, K, V), order = rng.standard_normal((5, 6)), rng.standard_normal((3, 6, 4)), rng.permutation(5)
     unordered = answers("naive_gpt2").unordered
-    assert np.allclose(unordered(x[order], Q, K, V), unordered(x, Q, K, V)[order])
-    alone = unordered(x[:1], Q, K, V)
-    assert np.allclose(alone, x[:1] @ V)
+    found = unordered(x[order], Q, K, V)
+    assert_same(found, unordered(x, Q, K, V)[order], "rows may see each other only by their contents: is there a mask?")
+    assert_same(unordered(x[:1], Q, K, V), x[:1] @ V, "a token alone gets its own value")
 
 
 def test_training_step_1(rng):
@@ -246,7 +262,8 @@ def test_training_step_1(rng):
     for _, p in model.named_parameters():
         p.grad = None
     answers("training_step").in_halves(model, inputs, targets)
-    assert all(np.allclose(p.grad, whole[name]) for name, p in model.named_parameters())
+    for name, p in model.named_parameters():
+        assert_same(p.grad, whole[name], "each half's mean is over its own targets, unless it gets a total")
 
 
 def test_training_step_2(rng):
@@ -257,32 +274,38 @@ def test_training_step_2(rng):
     for gradient in gradients:
         p.grad = gradient.copy()
         optimizer.step(1e-3)
-    assert np.allclose(answers("training_step").adamw(before, gradients, 1e-3), p.data, rtol=1e-12)
+    found = answers("training_step").adamw(before, gradients, 1e-3)
+    assert_same(found, p.data, "after s steps the means are divided by 1 - beta**s; decay is of the weight before",
+                rtol=1e-12)
 
 
 def test_matmul_steps_1():
     memory = answers("matmul_steps").memory_per_multiply_add
-    assert memory(1, 1, 1) == 4  # loads of a, b and c, and a store of c
-    assert memory(14, 2, 10**9) == pytest.approx(16 / 28) and memory(30, 1, 10**9) == pytest.approx(31 / 30)
+    assert_same(memory(1, 1, 1), 4, "loads of a, b and c, and a store of c")
+    assert_same(memory(14, 2, 10**9), 16 / 28, "a step of k loads 14 numbers and 2 vectors for 28 multiply-adds")
+    assert_same(memory(30, 1, 10**9), 31 / 30, "a step of k loads 30 numbers and a vector for 30 multiply-adds")
 
 
 @pytest.mark.parametrize("m, k, n", [(1, 1, 1), (14, 3, 32), (15, 7, 33), (31, 1, 5)])
 def test_matmul_steps_2(rng, m, k, n):
     A, B = rng.standard_normal((m, k)), rng.standard_normal((k, n))
-    assert np.allclose(answers("matmul_steps").any_shape(A, B), A @ B)
+    assert_same(answers("matmul_steps").any_shape(A, B), A @ B, "are pieces that stick out filled with zeros, and cut?")
 
 
 def test_what_tuning_changed_1(rng):
     before, after = (make_model(seed=seed) for seed in (1, 2))
     between, ids = answers("what_tuning_changed").between, np.array([[1, 2, 3]])
     for share, model in ((0, before), (1, after)):
-        assert np.allclose(between(before, after, share)(ids).data, model(ids).data)
+        found = between(before, after, share)(ids).data
+        assert_same(found, model(ids).data, "0 is the model before, 1 the one after", rtol=1e-4)
     middle = dict(between(before, after, 0.5).named_parameters())["wte.weight"].data
-    assert np.allclose(middle, (before.wte.weight.data + after.wte.weight.data) / 2)
+    assert_same(middle, (before.wte.weight.data + after.wte.weight.data) / 2, "0.5 is the mean of both")
+    assert not np.array_equal(before.wte.weight.data, after.wte.weight.data), "the models given must stay as they are"
 
 
 def test_what_tuning_changed_2(rng):
     rank_for = answers("what_tuning_changed").rank_for
     change = rng.standard_normal((20, 3)) @ rng.standard_normal((3, 10))
-    assert rank_for(change, 0.999999) == 3 and rank_for(np.diag([3.0, 1.0, 1.0]), 9 / 11 - 1e-9) == 1
-    assert rank_for(np.diag([3.0, 1.0, 1.0]), 9 / 11 + 1e-9) == 2
+    assert rank_for(change, 0.999999) == 3, "a product of (20, 3) and (3, 10) has three singular values that aren't 0"
+    for share, rank in ((9 / 11 - 1e-9, 1), (9 / 11 + 1e-9, 2)):
+        assert rank_for(np.diag([3.0, 1.0, 1.0]), share) == rank, "squares are added up: 9, 1 and 1 of 11"

@@ -199,7 +199,7 @@ def load_unmerged(folder: str | os.PathLike, base_model: str | os.PathLike | Non
     if any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise ValueError(f"{folder} holds an adapter and a whole model, so that it could mean either; give {CONFIG} "
                          f"and {WEIGHTS} a folder of their own")
-    base = _find_base(folder, _read_config(folder), base_model)
+    base = find_base(folder, base_model)
     try:
         model = load_model(base)
     except ValueError as error:
@@ -229,9 +229,15 @@ def load_model_and_tokenizer(folder: str | os.PathLike,
     return model, tokenizer
 
 
+def find_base(folder: str | os.PathLike, base_model: str | os.PathLike | None = None) -> Path:
+    """The folder of the model that an adapter belongs to. base_model, errors: see `load_unmerged`."""
+    return _find_base(Path(folder), _read_config(Path(folder)), base_model)
+
+
 def _find_base(folder: Path, raw: dict, base_model: str | os.PathLike | None) -> Path:
     """The folder of an adapter's base model. A path that the adapter names may start here, or in its own folder."""
-    recorded, remedy = raw.get("base_model_name_or_path"), "name it with base_model (--base-model FOLDER)"
+    recorded, remedy = raw.get("base_model_name_or_path"), (
+        "name it with base_model (--base-model FOLDER), or merge the adapter first (examples/merge_adapter.py)")
     if base_model is not None:
         base = find_model(base_model)
     elif not isinstance(recorded, str) or not recorded.isprintable() or not 0 < len(recorded) <= 1000:

@@ -3,6 +3,7 @@
 Both packages are extras, imported where they are used. Of a resumed run each goes on with the log that is there.
 """
 
+import importlib
 import os
 import secrets
 import time
@@ -13,6 +14,7 @@ from typing import Protocol
 from .files import one_line, write_text
 
 FLUSH_SECONDS = 10.0
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Logger(Protocol):
@@ -28,15 +30,24 @@ class Logger(Protocol):
         """After the run."""
 
 
+def find_packages(names: Sequence[str]) -> None:
+    """ValueError for a name that `make_loggers` doesn't know, or whose package is missing, with the command for it."""
+    for name in names:
+        if name not in PACKAGES:
+            raise ValueError(f"make_loggers: {name!r} is unknown, expected {' or '.join(PACKAGES)}")
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError:
+            raise ValueError(f"--{name} needs {PACKAGES[name]}: pip install {PACKAGES[name]}") from None
+
+
 def make_loggers(names: Sequence[str], folder: str | os.PathLike, config: dict) -> list[Logger]:
     """Loggers for a run in `folder` by their names, "tensorboard" and "wandb". config: the run's options, shown there.
 
     ValueError for another name, or with the command that installs a package that is missing.
     """
+    find_packages(names)
     kinds = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
-    for name in names:
-        if name not in kinds:
-            raise ValueError(f"make_loggers: {name!r} is unknown, expected {' or '.join(kinds)}")
     return [kinds[name](Path(folder), config) for name in names]
 
 
@@ -60,11 +71,9 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path, config: dict):
-        try:
-            import tensorboardX.event_file_writer
-            import tensorboardX.summary
-        except ImportError:
-            raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX") from None
+        import tensorboardX.event_file_writer
+        import tensorboardX.summary
+
         self.package, self.folder, self.config = tensorboardX, Path(folder) / "tensorboard", config
         self.writer = None
 
@@ -115,10 +124,8 @@ class WandbLogger:
     """
 
     def __init__(self, folder: Path, config: dict):
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("--wandb needs wandb: pip install wandb") from None
+        import wandb
+
         self.package, self.folder, self.run = wandb, Path(folder), None
         self.config = {key: value if isinstance(value, bool | int | float | str | None) else str(value)
                        for key, value in config.items()}

@@ -173,6 +173,7 @@ class _Run:
     moment_bytes: int
     replies: str | None
     reply_tokens: int
+    merges: bool
     program: int
 
 
@@ -269,11 +270,17 @@ def _activations(run: _Run) -> float:
     return inputs + max(0, max(kept) - width * tokens) + tokens * passing + ends
 
 
+def _matrix_elements(config: GPT2Config) -> int:
+    """Of the token table, an output layer of its own, and the layers of all blocks."""
+    inner = config.n_inner or 4 * config.n_embd
+    return config.n_embd * (config.vocab_size * (1 if config.tie_word_embeddings else 2)
+                            + config.n_layer * (4 * config.n_embd + 2 * inner))
+
+
 def _engine(run: _Run) -> float:
     """Bytes of an engine: weights, room for a step, keys and values of so many tokens."""
     config, inner = run.config, run.config.n_inner or 4 * run.config.n_embd
-    matrices = config.vocab_size * config.n_embd * (1 if config.tie_word_embeddings else 2)
-    matrices += config.n_layer * config.n_embd * (4 * config.n_embd + 2 * inner)
+    matrices = _matrix_elements(config)
     room = ENGINE_ROWS * (3 * config.n_embd + 2 * inner) + 2 * run.reply_tokens * config.n_layer * config.n_embd
     return matrices * ENGINE_BYTES[run.replies] + (room + config.n_positions * config.n_embd) * run.itemsize
 
@@ -288,7 +295,9 @@ def _estimate(run: _Run) -> Estimate:
     # The gradients of a micro-batch stay while the next one is computed, that of the token table too: there are two of
     # it then. Else gradients take the place of activations, block by block.
     step = gradients + activations + logits if run.several else max(activations + logits, gradients)
-    total = run.program + run.weight_bytes + moments + max(step, replies)
+    # A merged model is made when all else is done, beside the one that was trained.
+    merged = size * (config.n_positions * config.n_embd + _matrix_elements(config)) if run.merges else 0
+    total = run.program + run.weight_bytes + max(moments + max(step, replies), merged)
     return Estimate(run.weight_bytes, moments, gradients, activations, logits, replies, run.program, total, run.tokens)
 
 
@@ -296,8 +305,7 @@ def _remedies(run: _Run, total: int) -> Iterator[tuple[str, int]]:
     """Options that would make a run smaller, and by how many bytes."""
     config, inner = run.config, run.config.n_inner or 4 * run.config.n_embd
     adapters = 8 * config.n_layer * (8 * config.n_embd + 2 * inner)  # of rank 8, beside all four layers of a block
-    matrices = config.n_layer * config.n_embd * (4 * config.n_embd + 2 * inner) + config.vocab_size * config.n_embd
-    lora = replace(run, trainable=adapters, adapts=True, learns_table=False, frozen_matrices=matrices,
+    lora = replace(run, trainable=adapters, adapts=True, learns_table=False, frozen_matrices=_matrix_elements(config),
                    weight_bytes=run.weight_bytes + adapters * run.itemsize)
     choices = {"--recompute": replace(run, recompute=True), "--moments bfloat16": replace(run, moment_bytes=2)}
     if not run.adapts:
@@ -321,19 +329,19 @@ def _remedies(run: _Run, total: int) -> Iterator[tuple[str, int]]:
 
 def estimate(model: GPT2, tokens: int, targets: int, *, rows: int = 1, several: bool = False,
              moments: str = "float32", replies: str | None = None, reply_tokens: int = 0,
-             plots: bool = False) -> Estimate:
+             merges: bool = False, plots: bool = False) -> Estimate:
     """What training a model will take, before anything of it is done; within about a tenth.
 
     tokens, targets, rows: of the longest micro-batch, see `longest_batch`. several: whether a step has more than one.
     moments: how AdamW keeps them. replies: how an engine that answers during the run keeps its weights, None without
-    one, and reply_tokens: of all its prompts and replies together, in whole blocks of its cache. plots: whether
-    matplotlib draws. What the model says itself is read from it: what is frozen, adapters, dropout, recomputation,
-    weights in fewer bits.
+    one, and reply_tokens: of all its prompts and replies together, in whole blocks of its cache. merges: whether the
+    adapters are merged into a copy at the end. plots: whether matplotlib draws. What the model says itself is read
+    from it: what is frozen, adapters, dropout, recomputation, weights in fewer bits.
     """
     program = PROGRAM_BYTES + TOKEN_BYTES * model.config.vocab_size + SHARED_BYTES + PIECE_BYTES * get_num_threads()
     run = _describe(model, tokens=tokens, targets=targets, rows=rows, several=several,
                     moment_bytes=2 if moments == "bfloat16" else model.wpe.weight.dtype.itemsize, replies=replies,
-                    reply_tokens=reply_tokens, program=program + PLOT_BYTES * plots)
+                    reply_tokens=reply_tokens, merges=merges, program=program + PLOT_BYTES * plots)
     found = _estimate(run)
     return replace(found, remedies=tuple(sorted(_remedies(run, found.total), key=lambda remedy: -remedy[1])))
 

@@ -35,7 +35,7 @@ from .train import Evaluated, Progress, Settings, TrainingDiverged, TrainingSet,
 
 # What a run leaves in its folder: `fit` itself, and the script around it.
 RUN_FILES = ("metrics.jsonl", "loss.png", "replies.json", "scores.json", STATES, OLD_STATE, "model/model.safetensors",
-             "model/adapter_config.json", "model/adapter_model.safetensors")
+             "model/adapter_config.json", "model/adapter_model.safetensors", "merged/model.safetensors")
 
 
 def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path | None = None) -> Path:
@@ -44,7 +44,8 @@ def claim_output(folder: Path, resume: bool, overwrite: bool, model_folder: Path
     ValueError if it holds a run and nobody said what to do, there is none to resume, another process is running there,
     or the model to start from lies where the run will put its own.
     """
-    if model_folder is not None and model_folder.resolve() in (folder.resolve(), (folder / "model").resolve()):
+    ours = [(folder / name).resolve() for name in ("", "model", "merged")]
+    if model_folder is not None and model_folder.resolve() in ours:
         raise ValueError(f"--model {model_folder} would be replaced by this run's model; "
                          "choose an --output-dir elsewhere")
     if resume and not find_states(folder):

@@ -141,6 +141,16 @@ def _check(options) -> None:
         found = [name for name, is_given in given.items() if is_given]
         if found:
             raise ValueError(f"{found[0]} is for adapters on a frozen model: add --lora-rank 8, or leave it out")
+    elif not _layers(options):
+        raise ValueError("--lora-layers is empty, expected names such as c_attn,c_fc")
+    train, test = options.train_share, 0.0 if options.test_data or options.data is None else options.test_share
+    if not (0 < train <= 1 and 0 <= test < 1 and train + test <= 1):
+        raise ValueError(f"--train-share {train:g} with --test-share {test:g}: expected shares that add up to at most "
+                         "1, with something to train on")
+
+
+def _layers(options) -> tuple[str, ...]:
+    return tuple(name for part in options.lora_layers.split(",") if (name := part.strip()))
 
 
 def lora_config(options) -> LoraConfig | None:
@@ -149,4 +159,4 @@ def lora_config(options) -> LoraConfig | None:
         return None
     return LoraConfig(rank=options.lora_rank, alpha=options.lora_alpha or 2 * options.lora_rank,
                       dropout=options.lora_dropout, rank_stabilised=options.lora_rank_stabilised,
-                      layers=tuple(name for name in options.lora_layers.split(",") if name))
+                      layers=_layers(options))

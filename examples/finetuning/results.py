@@ -36,7 +36,8 @@ def show_plan(options, model, folder, data_lines, sets, tests, settings, threads
     batches = f"batches of {options.batch_size}"
     if options.batch_tokens:
         batches = f"batches of {options.batch_tokens:,} tokens"
-    print(f"training  {length}, {batches}, learning rate {settings.learning_rate:.2g}, {threads} threads")
+    print(f"training  {length}, {batches}, learning rate {settings.learning_rate:.2g}, "
+          f"{threads} thread{'s' * (threads != 1)}")
     for title, line in zip(["memory", *[""] * 9], needed.lines(), strict=False):
         print(f"{title:9} {line}")
     print(f"output    {output}", flush=True)
@@ -44,24 +45,29 @@ def show_plan(options, model, folder, data_lines, sets, tests, settings, threads
         print("no entries to test on: give more data, or --test-data")
 
 
-def show_results(output: Path, tests, few, before, after, *, merged: bool) -> None:
-    """Replies before and after side by side, scores, and where everything is; all replies and scores as files."""
+def show_results(output: Path, tests, few, before, after) -> None:
+    """Replies before and after side by side, and scores; all of both as files."""
     shown = [entry for entries in tests.values() for entry in entries]
-    scored = any(entry.family for entry in shown)
     write_json(output / "replies.json", [
         {**record(entry), **({"model_response_before": before[i]} if i in before else {}), "model_response": answer}
         for i, (entry, answer) in enumerate(zip(shown, after, strict=True))])
     if shown:
         print("\n" + side_by_side([shown[i] for i in few], [before[i] for i in few], [after[i] for i in few]))
-    if scored:
+    if any(entry.family for entry in shown):
         scores = compare_by_family(tests, list(before.values()), after)
         write_json(output / "scores.json", scores)
         print("\nreplies that match exactly\n\n" + score_table(scores))
+
+
+def show_files(output: Path, tests, *, merged: bool) -> None:
+    """Where everything is."""
+    entries = [entry for part in tests.values() for entry in part]
+    scored = any(entry.family for entry in entries)
     plot = "loss.png" if (output / "loss.png").exists() else "no loss.png (pip install matplotlib)"
     model = "model/ (an adapter: loads in peft)" if is_adapter(output / "model") else \
         "model/ (loads in transformers)"
     model += ", merged/ (base and adapter in one: loads in transformers)" * merged
-    print(f"\nsaved to {output}: {model}, replies.json ({len(shown)} replies to review), "
+    print(f"\nsaved to {output}: {model}, replies.json ({len(entries)} replies to review), "
           f"{'scores.json, ' * scored}metrics.jsonl, {plot}\n"
           f"ask it: python examples/generate.py --model {output / 'model'} \"...\"\n"
           f"peak memory {peak_megabytes():.0f} MB")

@@ -45,7 +45,8 @@ class Kept:
         if self.transposed:
             return self.T[...].T[rows]
         if self.stored.dtype == np.int8:
-            floats = self.scales[np.arange(len(self))[rows] // GROUP]
+            group = np.arange(len(self))[rows] // GROUP
+            floats = self.scales[group] if np.ndim(group) else self.scales[group].copy()  # one row is a view of it
             floats *= self.stored[rows]
             return floats
         bits = self.stored[rows].astype(np.uint32)
