@@ -285,9 +285,9 @@ def test_remedies_are_named_with_what_they_save():
     found = replace(estimate(make_model(**SHAPE), 100, 50), total=6 * GB, remedies=(("--a", 3 * GB), ("--b 1", GB)))
     with pytest.raises(ValueError) as caught:
         check_fits(found, 4 * GB)
-    assert str(caught.value) == ("this run needs about 6.0 GB of memory, and 4.0 GB are available; "
-                                 "--a saves 3.0 GB (enough); --b 1 saves 1.0 GB")
-    with pytest.raises(ValueError, match="1.0 GB are available; take a smaller model"):
+    assert str(caught.value) == ("this run needs about 6,000 MB of memory, and 4,000 MB are available; "
+                                 "--a saves 3,000 MB (enough); --b 1 saves 1,000 MB")
+    with pytest.raises(ValueError, match="1,000 MB are available; take a smaller model"):
         check_fits(replace(found, remedies=()), GB)
 
 

@@ -196,16 +196,18 @@ class Estimate:
     remedies: tuple[tuple[str, int], ...] = ()  # options that save memory, and how much; what saves most comes first
 
     def lines(self) -> list[str]:
-        """The total and the parts in MB (10**6 bytes)."""
-        def mb(size):
-            return f"{size / 1e6:,.0f} MB"
-
+        """The total and the parts."""
         replies = f", a copy of the weights for replies {mb(self.replies)}" if self.replies else ""
         return [f"about {mb(self.total)}: weights {mb(self.weights)}, moments {mb(self.moments)}, program "
                 f"{mb(self.program)}",
                 f"and what comes and goes: gradients {mb(self.gradients)}, activations of {self.tokens:,} tokens "
                 f"{mb(self.activations)}",
                 f"logits with their part of the gradients {mb(self.logits)}{replies}"]
+
+
+def mb(size: float) -> str:
+    """Bytes as a text in MB (10**6 bytes)."""
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _kept_by_block(block: Block, heads: int, flows: bool) -> tuple[float, float, bool]:
@@ -355,8 +357,8 @@ def check_fits(estimate: Estimate, available: float, processes: int = 1) -> None
     if estimate.total <= available:
         return
     missing = estimate.total - available
-    helps = [f"{option} saves {saved / 1e9:.1f} GB{' (enough)' if saved >= missing else ''}"
+    helps = [f"{option} saves {mb(saved)}{' (enough)' if saved >= missing else ''}"
              for option, saved in estimate.remedies]
     whose = f" to each of the {processes} ranks on this host; fewer ranks help" if processes > 1 else ""
-    raise ValueError(f"this run needs about {estimate.total / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
+    raise ValueError(f"this run needs about {mb(estimate.total)} of memory, and {mb(available)} are "
                      f"available{whose}; {'; '.join(helps) if helps else 'take a smaller model'}")
