@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -48,6 +49,20 @@ def test_a_graph_shows_values_and_what_comes_back(places):
     assert boxes == ["1. mul\n()\ngradient 1", "2. total = add\nvalue 4\ngradient 2", "3. mul\n()\ngradient 2",
                      "a\nvalue 2\ngradient -2", "b\nvalue -3\ngradient 4", "c\nvalue 10\ngradient 2"]
     assert sorted(text for text in found if "\n" not in text) == ["-6", "2", "2", "2", "4", "4"]
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("dot", 10), subprocess.CalledProcessError(1, "dot"),
+                                   PermissionError("dot")])
+def test_graphviz_that_fails_or_takes_too_long_is_done_without(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    parents = [[], [0], [0, 1]]
+    monkeypatch.setattr(layout.shutil, "which", lambda name: None)
+    ours = lay_out(parents, 0.5).places
+    monkeypatch.setattr(layout.shutil, "which", lambda name: "/usr/bin/dot")
+    monkeypatch.setattr(layout.subprocess, "run", fail)
+    assert lay_out(parents, 0.5).places == ours
 
 
 def test_drawing_frees_nothing_and_fills_no_gradient():

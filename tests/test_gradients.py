@@ -240,6 +240,11 @@ def test_gradient_that_is_right_for_a_cotangent_of_ones_only_is_caught():
         gradcheck(wrong_for_all_but_ones, [A, B])
 
 
+def test_the_check_wants_a_list():
+    with pytest.raises(TypeError, match=r"a single ndarray, expected a list of arrays: gradcheck\(f, \[x\]\)"):
+        gradcheck(ops.gelu, np.ones(3))
+
+
 def test_forgotten_ignore_index_is_caught():
     @op
     def wrong_ignore(logits, targets):

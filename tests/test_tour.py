@@ -284,6 +284,8 @@ def test_matmul_steps_1():
     assert_same(memory(1, 1, 1), 4, "loads of a, b and c, and a store of c")
     assert_same(memory(14, 2, 10**9), 16 / 28, "a step of k loads 14 numbers and 2 vectors for 28 multiply-adds")
     assert_same(memory(30, 1, 10**9), 31 / 30, "a step of k loads 30 numbers and a vector for 30 multiply-adds")
+    for registers, tile in ((32, (14, 2)), (16, (6, 2))):
+        assert answers("matmul_steps").best_tile(registers) == tile, "a register each for r v sums, v of B and 1 of A"
 
 
 @pytest.mark.parametrize("m, k, n", [(1, 1, 1), (14, 3, 32), (15, 7, 33), (31, 1, 5)])

@@ -33,6 +33,9 @@ def gradcheck(
     >>> gradcheck(ops.matmul, [np.ones((2, 3)), np.ones((3, 2))])
     True
     """
+    if isinstance(inputs, np.ndarray | Tensor):
+        raise TypeError(f"gradcheck: inputs are a single {type(inputs).__name__}, expected a list of arrays: "
+                        "gradcheck(f, [x])")
     rng = rng or np.random.default_rng(0)
     arrays = [np.array(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x) for x in inputs]
     floats = [i for i, array in enumerate(arrays) if array.dtype.kind == "f"]

@@ -18,8 +18,9 @@ rng = np.random.default_rng(0)
 # ## An op
 #
 # An op is a function on plain NumPy arrays that returns its result and a function `backward`. The op here is SiLU,
-# `x*sigmoid(x)`, which GPT-2's younger relatives use where GPT-2 has GELU. `@op` makes it take Tensors, and leaves a
-# node in the graph at each call.
+# `x*sigmoid(x)`, with sigmoid(x) = 1 / (1 + exp(-x)), which GPT-2's younger relatives use where GPT-2 has a similar
+# function, GELU. `@op` above a `def` replaces the function by `op(function)`, which takes Tensors, and leaves a node
+# in the graph at each call.
 #
 # From here on `dx` is short for d loss / d x, the gradient of x, and has the shape of x; `dout` is that of the
 # result, and is what comes back. `backward` takes `dout` and returns `dx`. Element by element, out = x s with s =
@@ -55,12 +56,19 @@ def wrong_silu(x):
 
 
 # %% [markdown]
-# ## Several inputs
+# ## Several inputs, several results
 #
 # An op with several inputs returns a tuple, a gradient for each in their order, each in the shape of *its* input.
-# Here every row of x (N, C) is multiplied by the same weight (C,): an element of `weight` is used in all N rows, and
-# a value with several uses gets the sum of what they hand back (program 1). What isn't an input to differentiate,
-# such as `eps`, stands behind the `*` and is given by name; an input that has no gradient (indices, say) gets None.
+# Here x has N rows of C numbers, and all rows are multiplied by the same weight (C,): an element of `weight` is used
+# in all N rows, and a value with several uses gets the sum of what they hand back (program 1). That is so within an
+# op, too: where an element x[j] has a part in several results out[i], as in a mean or a norm,
+#
+# dx[j] = sum over i of dout[i] · d out[i] / d x[j].
+#
+# (Programs 4 and 5 derive such a sum, for the softmax.)
+#
+# What isn't an input to differentiate, such as `eps`, stands behind the `*` and is given by name; an input that has
+# no gradient (indices, say) gets None.
 
 
 # %%
@@ -94,7 +102,7 @@ slope = s + 0.7 * s * (1 - s)
 print("error of the measured slope    float64    float32")
 widths = 10.0 ** -np.arange(1, 11)
 errors = {dtype: [abs(measured_slope(0.7, h, dtype) - slope) for h in widths] for dtype in ("float64", "float32")}
-for i in (0, 2, 4, 6):
+for i in (0, 1, 2, 4, 6):
     print(f"h = {widths[i]:.0e}                      {errors['float64'][i]:.0e}      {errors['float32'][i]:.0e}")
 figure = Figure(figsize=(6, 3), layout="constrained")
 axes = figure.subplots()

@@ -49,7 +49,7 @@ def attend(layer, qkv):
     return model.attend_within_rows(segments_of([T]), layer, qkv)
 
 
-with no_grad():
+with no_grad():  # no graph is written down
     model.run_blocks(ids, np.arange(T), attend)
 LAYER, HEAD = 3, 3  # counted from 0; pictures and prints count from 1. Another head looks for something else: try it
 qkv, channels = caught[LAYER], slice(HEAD * D, (HEAD + 1) * D)
@@ -58,10 +58,11 @@ print(f"qkv {qkv.shape}; of one head: Q {Q.shape}, K {K.shape}, V {V.shape}")
 
 # %% [markdown]
 # How well token i's query fits token j's key is their dot product. It is divided by the root of D: the dot product of
-# D random numbers with D others has a standard deviation of sqrt(D), and a softmax of large numbers is nearly one-hot
-# and has hardly any gradient. Tokens after i are hidden from it (-inf, whose exp is 0), since a model that predicts
-# the next token must not read it. The softmax of each row is the *weights* P, and the result is the weighted mean of
-# the values:
+# two vectors of D random numbers of variance 1 has a standard deviation of sqrt(D), and a softmax of large numbers is
+# nearly one-hot and has hardly any gradient. Tokens after i are hidden from it (-inf, whose exp is 0), since a model
+# that predicts the next token must not read it. The softmax of each row is the *weights* P of attention (other
+# weights than those of layers), and the result is the weighted mean of the values (V is the values here, not the size
+# of the vocabulary):
 #
 # S[i, j] = Q[i] · K[j] / sqrt(D), P = softmax over j ≤ i of S, out[i] = sum over j of P[i, j] V[j].
 #
@@ -78,7 +79,7 @@ P = np.exp(S - lse)
 out = P @ V
 
 tensor = Tensor(qkv, requires_grad=True)
-ours = ops.causal_attention(tensor, n_head=H, segments=segments_of([T]))
+ours = ops.causal_attention(tensor, n_head=H, segments=segments_of([T]))  # one row of T tokens
 assert np.allclose(out, ours.data[:, channels])
 alike = past / past.sum(axis=1, keepdims=True)  # what equal scores would give
 sharp = np.exp(np.sqrt(D) * (S - top))  # and scores that aren't divided by the root of D, so that it is taken back here
@@ -106,7 +107,8 @@ for name in (" banana", " carrot"):
 # ## The way back
 #
 # Let dout be what comes back. out = P V is a product, so that dV = Pᵀ dout and dP = dout Vᵀ. Through the softmax of a
-# row, d P[j] / d S[k] = P[j] ([j = k] - P[k]), so that
+# row, P[j] = exp(S[j]) / sum, by the rule for a fraction: S[k] has a part in the sum, which gives -P[j] P[k] for
+# every j; and for j = k in exp(S[j]) as well, which adds P[j]. So d P[j] / d S[k] = P[j] ([j = k] - P[k]), and
 #
 # dS[k] = sum over j of dP[j] P[j] ([j = k] - P[k]) = P[k] (dP[k] - sum over j of P[j] dP[j]).
 #

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 3. Broadcasting, products, and transposes
 #
-# You will know afterwards: what the gradient of a stretched array is, and why it is a sum; why the bias of a layer
-# gets the sum of its rows; how to derive the gradients of a matrix product, dA = dC Bᵀ and dB = Aᵀ dC, from indices.
-# One idea does all three: the backward pass of a linear map is its transpose.
+# You will know afterwards: what the gradient of a stretched array is, and why it is a sum; why a *bias*, a row that
+# is added to all rows, gets the sum of theirs; how to derive the gradients of a matrix product, dA = dC Bᵀ and dB =
+# Aᵀ dC, from indices. One idea does all three: the backward pass of a linear map is its transpose.
 
 # %%
 import numpy as np
@@ -34,61 +34,62 @@ for axes, matrix, title in zip(figure.subplots(1, 2), (D, D.T), ("D (12, 3)", "D
 show(figure, "broadcasting")
 
 # %% [markdown]
-# Let `dout` = d loss / d stretched be what comes back, twelve numbers. By the chain rule,
+# Let `dout` = d loss / d stretched be what comes back, twelve numbers. `row[j]` reaches the loss by way of all of
+# them, and its gradient is the sum over these paths, as in program 1:
 #
 # d loss / d row[j] = sum over i of dout[i] · d stretched[i] / d row[j] = sum over i of dout[i] D[i, j],
 #
-# which is Dᵀ dout. (So much for "transpose": a map's derivatives are its matrix J, and the way back multiplies by
-# Jᵀ.) A column of D has a 1 wherever `row[j]` was used, so that this adds up `dout` over all uses. It is what the
-# first program has shown: a value that is used several times gets the sum.
+# which is Dᵀ dout. (In general: a map out = J x with a fixed matrix J is called *linear*. Its derivatives are J, and
+# the way back multiplies by Jᵀ.) A column of D has a 1 wherever `row[j]` was used, so that this adds up `dout` over
+# all uses. It is what the first program has shown: a value that is used several times gets the sum.
 
 # %%
 dout = rng.standard_normal((4, 3))
 print(f"by D transposed: {D.T @ dout.reshape(12)}")
 print(f"by adding rows:  {dout.sum(axis=0)}")
 leaf = Tensor(row, requires_grad=True)
-(leaf + Tensor(np.zeros((4, 3)))).backward(dout)
+(leaf + Tensor(np.zeros((4, 3)))).backward(dout)  # begins with dout; without an argument, with 1, for a single number
 print(f"by tinyft:       {leaf.grad}")
 assert np.allclose(D.T @ dout.reshape(12), leaf.grad)
 assert np.allclose(unbroadcast(dout, row.shape), leaf.grad)
 
 # %% [markdown]
 # `unbroadcast(dout, shape)` in `tinyft/arithmetic.py` is this sum for any shapes: over axes that were added in front,
-# and over axes of length 1 that were stretched. The bias of a linear layer is the case that occurs most: (C,) added
-# to (N, C), so that its gradient is the sum over the N rows; with more axes in front, `(B, T, C)`, over all of them.
-# An op of your own that broadcasts returns `unbroadcast(dweight, weight.shape)`, or `dweight.reshape(-1,
-# C).sum(axis=0)`.
+# and over axes of length 1 that were stretched. The bias of a layer is the case that occurs most: (C,) added to (N,
+# C), so that its gradient is the sum over the N rows; with more axes in front, `(B, T, C)`, over all of them. An op
+# of your own that broadcasts returns `unbroadcast(dweight, weight.shape)`, or `dweight.reshape(-1, C).sum(axis=0)`.
 #
 # ## A matrix product
 #
-# C = A B with A (M, K) and B (K, N). In indices,
+# out = A B with A (M, K) and B (K, N). In indices,
 #
-# C[m, n] = sum over k of A[m, k] B[k, n].
+# out[m, n] = sum over k of A[m, k] B[k, n].
 #
-# How does the loss depend on one element A[m, k]? It occurs in all elements of row m of C, each time with the factor
-# B[k, n]. So
+# How does the loss depend on one element A[m, k]? It occurs in all elements of row m of out, each time with the
+# factor B[k, n]. So
 #
-# dA[m, k] = sum over n of dC[m, n] B[k, n], which is row m of dC times row k of B: dA = dC Bᵀ.
+# dA[m, k] = sum over n of dout[m, n] B[k, n], which is row m of dout times row k of B: dA = dout Bᵀ.
 #
 # And B[k, n] occurs in all elements of column n, with the factor A[m, k]:
 #
-# dB[k, n] = sum over m of A[m, k] dC[m, n]: dB = Aᵀ dC.
+# dB[k, n] = sum over m of A[m, k] dout[m, n]: dB = Aᵀ dout.
 #
-# If you forget which is which, the shapes remember: from dC (M, N) and B (K, N) there is one product that is (M, K).
+# If you forget which is which, the shapes remember: from dout (M, N) and B (K, N) there is one product that is (M,
+# K).
 
 # %%
 M, K, N = 4, 5, 3
-A, B, dC = rng.standard_normal((M, K)), rng.standard_normal((K, N)), rng.standard_normal((M, N))
+A, B, dout = rng.standard_normal((M, K)), rng.standard_normal((K, N)), rng.standard_normal((M, N))
 dA, dB = np.zeros((M, K)), np.zeros((K, N))
 for m in range(M):
     for k in range(K):
         for n in range(N):
-            dA[m, k] += dC[m, n] * B[k, n]
-            dB[k, n] += A[m, k] * dC[m, n]
+            dA[m, k] += dout[m, n] * B[k, n]
+            dB[k, n] += A[m, k] * dout[m, n]
 
 a, b = Tensor(A, requires_grad=True), Tensor(B, requires_grad=True)
-(a @ b).backward(dC)
-for name, by_loops, by_product, by_tinyft in (("dA", dA, dC @ B.T, a.grad), ("dB", dB, A.T @ dC, b.grad)):
+(a @ b).backward(dout)
+for name, by_loops, by_product, by_tinyft in (("dA", dA, dout @ B.T, a.grad), ("dB", dB, A.T @ dout, b.grad)):
     print(f"{name} {by_loops.shape}: loops, products and tinyft differ by at most "
           f"{max(abs(by_loops - by_product).max(), abs(by_loops - by_tinyft).max()):.0e}")
     assert np.allclose(by_loops, by_product) and np.allclose(by_loops, by_tinyft)
@@ -113,7 +114,7 @@ print(f"u · (J v) = {np.sum(u * out.data):.10f}\n(Jᵀ u) · v = {np.sum(x.grad
 #
 # ## A linear layer
 #
-# out = x W + b, with x (N, C), W (C, D), b (D,): the *layer* of which networks are built, where W and b are what is
+# out = x W + b, with x (N, C), W (C, K), b (K,): the *layer* of which networks are built, where W and b are what is
 # trained (its *weights*). All of the above at once.
 
 # %%

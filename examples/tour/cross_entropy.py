@@ -47,16 +47,16 @@ assert np.allclose(softmax(logits + 1000), probabilities)
 # ## The loss of a position
 #
 # The text says which token came next, the *target* t. The loss is -log p[t]: 0 if the model was certain of it, and
-# large if the model held it for impossible. A model that knows nothing gives each of V tokens 1/V and has the loss
+# large if the model considered it impossible. A model that knows nothing gives each of V tokens 1/V and has the loss
 # log V: 10.8 for GPT-2's 50,257. In terms of the logits,
 #
 # loss = -log p[t] = log(sum over k of exp(z[k])) - z[t].
 #
 # ## Its gradient
 #
-# Derive that with respect to z[j]. The first term gives exp(z[j]) / sum over k of exp(z[k]), which is p[j] again; the
-# second gives -1 if j = t and 0 otherwise. Write [j = t] for the number that is 1 if j = t and 0 otherwise (such
-# brackets are not an index), then
+# Differentiate that with respect to z[j]. The first term gives exp(z[j]) / sum over k of exp(z[k]), which is p[j]
+# again; the second gives -1 if j = t and 0 otherwise. Write [j = t] for the number that is 1 if j = t and 0 otherwise
+# (such brackets are not an index), then
 #
 # d loss / d z[j] = p[j] - [j = t].
 #
@@ -91,7 +91,8 @@ show(figure, "cross_entropy")
 # ## -100: not to be learned
 #
 # When a model is tuned to answer, it isn't to learn the questions. Their positions get the target -100, which is no
-# token. They have no loss, the gradient of their logits is 0, and the mean is over the *live* targets, the others.
+# token's id (the number is PyTorch's choice). They have no loss, the gradient of their logits is 0, and the mean is
+# over the *live* targets, the others.
 
 # %%
 masked = np.array([1, -100, 0])
@@ -104,11 +105,11 @@ assert np.isclose(two, ours.item()) and not tensor.grad[1].any()
 
 # %% [markdown]
 # So the row of logits of a position without a target is never looked at, and it need not be computed. That matters,
-# since the last product of GPT-2 is its largest: for each position C numbers, its *hidden state* (N, C), times a
-# table (V, C) transposed, which is 2 N C V operations forward and twice as many backward.
-# `losses.linear_cross_entropy` takes hidden states and table, picks the live rows, and multiplies those alone: where
-# a third of the tokens are replies, two thirds of that work is left out. (In the data that ship they are less than 5
-# %.)
+# since the last product of GPT-2 is its largest: for each position the C numbers that the model has made of it, its
+# *hidden state* (N, C), times a table (V, C) transposed, which is 2 N C V operations forward and twice as many
+# backward. `losses.linear_cross_entropy` takes hidden states and table, picks the live rows, and multiplies those
+# alone: where a third of the tokens are replies, two thirds of that work is left out. (In the data that ship they are
+# less than 5 %.)
 #
 # Only this last layer is spared. A token of the question still goes through all of the model before it, since the
 # tokens of the reply look at it, and by way of them it has its share in the gradients of the weights.
@@ -130,8 +131,8 @@ for name, some in (("all", everywhere), ("a third", third)):
         inputs = Tensor(hidden, requires_grad=True), Tensor(table, requires_grad=True)
         losses.linear_cross_entropy(*inputs, some).backward()
         seconds.append(time.perf_counter() - begin)
-    work = 6 * np.count_nonzero(some != -100) * C * V
-    print(f"{name:>7} of the targets live: {work / 1e9:.1f} GFLOP, {1e3 * min(seconds):.0f} ms")
+    work = 6 * np.count_nonzero(some != -100) * C * V  # 2 forward and 4 backward
+    print(f"{name:>7} of the targets live: {work / 1e9:.1f} billion operations, {1e3 * min(seconds):.0f} ms")
 
 # %% [markdown]
 # ## Exercises

@@ -78,7 +78,7 @@ d_a = d_a_from_loss + d_a_from_product
 print(f"d_a = {d_a_from_loss:g} + {d_a_from_product:g} = {d_a:g}, d_b = {d_b:g}, d_c = {d_c:g}")
 
 # %% [markdown]
-# `a` is used twice, so that a small change of it reaches the loss on two ways, and the loss changes by the sum of
+# `a` is used twice, so that a small change of it reaches the loss along two paths, and the loss changes by the sum of
 # both. That is why gradients add up wherever a value has several users, and why the engine may visit a node only when
 # *all* of its users have been visited: before that, its gradient isn't complete. A node can only use what exists
 # already, so that "from the last one made to the first" is such an order. tinyft numbers the nodes as they are made.
@@ -86,8 +86,9 @@ print(f"d_a = {d_a_from_loss:g} + {d_a_from_product:g} = {d_a:g}, d_b = {d_b:g},
 # Why from the end, when the chain rule works in both directions? From the end, one walk gives the derivative of one
 # number with respect to millions of inputs. From the beginning it would take a walk for each input.
 #
-# `loss.backward()` is this walk. It leaves the gradients of leaves in their `.grad`, which are plain arrays, and lets
-# go of the graph, so that the memory is free again: a second walk needs the forward pass anew.
+# Computing the result is the *forward pass*, and this walk, `loss.backward()`, the *backward pass*. It leaves the
+# gradients of leaves in their `.grad`, which are plain arrays, and lets go of the graph, so that the memory is free
+# again: a second backward pass needs the forward pass anew.
 
 # %%
 loss.backward()
@@ -115,13 +116,15 @@ for step in range(3):
 # ## Exercises
 #
 # 1. A walk of your own. Write `gradients(last)`, which returns a dict from each leaf Tensor to its gradient, without
-#    calling `last.backward()`: begin with `{last.node: 1.0}`, take the node with the largest `order`, call its
-#    `node.backward(gradient)`, and add what it returns to the entries of `node.parents`. It returns a tuple with one
-#    gradient for each parent, but for an op with a single input that gradient alone. For the loss above, built anew,
-#    it must give what `.grad` gives.
-# 2. What goes wrong in another order? For `d = a * a; loss = d * d + d`, with a = 3, find by hand the gradient of `a`
-#    that one gets when the node of `d` is visited right after the sum, whose share of its gradient is 1, and never
-#    again after the product `d * d`. Write `hasty(a)`, which returns that wrong gradient, and the right one, as a
-#    pair.
+#    calling `last.backward()`: keep two dicts, of nodes that wait, at first `{last.node: 1.0}`, and of leaves. Take
+#    the waiting node with the largest `order` (nodes are numbered as they are made), call its
+#    `node.backward(gradient)`, and add what it returns to the entries of `node.parents`; `isinstance(parent, Tensor)`
+#    tells leaves, and a parent that is None is skipped. What comes back is a tuple with one gradient for each parent,
+#    but for an op with a single input that gradient alone. For the loss above, built anew, it must give what `.grad`
+#    gives.
+# 2. What goes wrong in another order? In `d = a * a; loss = d * d + d` two ops use d: the product and the sum. An
+#    engine that is too hasty goes on from d's node to `a` as soon as the sum has handed d its share, without waiting
+#    for the product's. Which gradient does it find for a = 3? Write `hasty(a)`, which returns that and the right one,
+#    as a pair.
 #
 # Answers: `answers/graph.py`. Next: `add_an_op.py`.

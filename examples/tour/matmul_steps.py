@@ -8,10 +8,10 @@
 # ## What a core has
 #
 # A core computes with *registers*, places for a vector of numbers each: 32 of 512 bits (16 float32) on CPUs with
-# AVX-512, 16 of half that size on others. A *multiply-add*, a * b + c, is one instruction for whole registers, and a
-# core starts two of them in a *cycle*, of which there are some billions in a second. All else comes from memory, by
-# way of three *caches* that keep what was used last, and in *lines* of 64 bytes, whether all of a line is wanted or
-# not. Roughly:
+# AVX-512, 16 of 256 bits on other x86 CPUs, 32 of 128 bits on 64-bit ARM. A *multiply-add*, a * b + c, is one
+# instruction for whole registers, and a core starts two of them in a *cycle* (some start one), of which there are
+# some billions in a second. All else comes from memory, by way of three *caches* that keep what was used last, and in
+# *lines* of 64 bytes, whether all of a line is wanted or not. Roughly:
 #
 # | | size | until a number is there |
 # |---|---|---|
@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from benchmarks.machine import multiply_adds  # noqa: E402
 
 N = 768  # GPT-2's width; C = A B with N x N matrices takes 2 N**3 operations
-FAST = {"contract", "reassoc", "nsz"}  # permits multiply-adds, and sums in any order, as vectors need it
+FAST = {"contract", "reassoc", "nsz"}  # permits multiply-adds, sums in any order, as vectors need it, and 0 for -0
 rng = np.random.default_rng(0)
 A, B = (rng.standard_normal((N, N)).astype(np.float32) for _ in range(2))
 expected = A @ B
@@ -56,8 +56,8 @@ expected = A @ B
 # ## 1. Three loops, as on paper
 #
 # C[i, j] = sum over k of A[i, k] B[k, j]. The innermost loop runs down a column of B. It uses one number of each line
-# that comes from memory, before it goes on to the next line. Nor can it use vector instructions, which load
-# neighbours.
+# that comes from memory, before it goes on to the next line; a column touches 768 lines, 48 KB, so that few of them
+# are still in L1 when the next column wants them. Nor can it use vector instructions, which load neighbours.
 
 
 # %%
@@ -76,7 +76,9 @@ def three_loops(A, B, C):
 #
 # The same operations, with j innermost: now the loop runs along rows of B and C. The compiler makes a vector loop of
 # it, and every byte that is loaded is used. But each multiply-add takes a load of B, a load of C and a store of C,
-# and a core can do two multiply-adds in a cycle, but no more than two or three loads and stores.
+# and a core can do two multiply-adds in a cycle, but no more than two or three loads and stores. That is the bound if
+# all is in L1; here B comes from further away, and the loop has to wait for it most of the time. (The compiler takes
+# vectors of 256 bits for such loops, and with 512 they wait no less.)
 
 
 # %%
@@ -94,7 +96,7 @@ def another_order(A, B, C):
 #
 # What has been loaded is to be used several times before it is let go. Take 4 rows of A and 4 of B at once, a *tile*
 # of 4 x 4 numbers of A: the loop over j then loads 4 vectors of B and 4 of C, stores 4, and does 16 multiply-adds.
-# That is 3 loads or stores for 4 multiply-adds, instead of 3 for 1.
+# That is 3 loads or stores for 4 multiply-adds, instead of 3 for 1, and a quarter as many bytes of B for each.
 
 
 # %%
@@ -132,7 +134,9 @@ def by_fours(A, B, C, depth):
 # (14 x 32 numbers) of C stays in registers while k runs over its whole range. Each k loads 2 vectors of B and 14
 # numbers of A, does 28 multiply-adds of vectors, and stores nothing. The tile takes 28 of the 32 registers, the
 # vectors of B 2, and the number of A that is in use, copied to all places of a vector, one more: 15 x 2 would be too
-# many. In NumPy:
+# many. Of all tiles that fit and need at most one load for a multiply-add, 14 x 2 moves the fewest bytes (exercise
+# 1); and at least 8 sums are needed anyway, since a multiply-add takes four cycles until its result can be used. In
+# NumPy:
 
 # %%
 by_hand = np.zeros((14, 32), np.float32)
@@ -147,16 +151,16 @@ assert np.allclose(by_hand, expected[:14, :32], atol=1e-3)
 #
 # The two vectors of B for the next k lie N numbers further on, in another line, and the 14 numbers of A are in 14
 # lines. So both matrices are first copied (*packed*) into the very order in which tiles read them: B in panels of 32
-# columns, A in panels of 14 rows, each k by k. That is N² work beside N³. The copies can be NumPy's; the rest is a
-# tile for each pair of panels.
+# columns, A in panels of 14 rows, each k by k. That is N² work beside N³, though NumPy's copies take a good part of
+# the time here; `gemm` packs with vectors. The rest is a tile for each pair of panels.
 
 # %%
-ROWS, COLUMNS = TILE_ROWS, TILE_VECTORS * VECTOR_BYTES // 4  # 14 and 32; 6 and 16 without AVX-512
+ROWS, COLUMNS = TILE_ROWS, TILE_VECTORS * VECTOR_BYTES // 4  # 14 and 32 with AVX-512
 DOWN, ACROSS = -(-N // ROWS), N // COLUMNS  # panels of A, the last filled up with zeros, and of B
 
 
 def pack(A, B):
-    """A as (DOWN, N, ROWS) and B as (ACROSS, N, COLUMNS), both flat."""
+    """Copies of A as (DOWN, N, ROWS) and of B as (ACROSS, N, COLUMNS), both flat."""
     padded = np.zeros((DOWN * ROWS, N), np.float32)
     padded[:N] = A
     a, b = padded.reshape(DOWN, ROWS, N), B.reshape(N, ACROSS, COLUMNS)
@@ -165,9 +169,9 @@ def pack(A, B):
 
 @njit
 def all_tiles(a, b, c):
-    """c, flat and DOWN * ROWS rows high, = the product; `tile` is given where its panels and its corner of c begin."""
+    """c, flat and DOWN * ROWS rows high, = the product."""
     for j in range(ACROSS):
-        for i in range(DOWN):
+        for i in range(DOWN):  # panels and where they begin, how many k, c with its corner and width, nothing to add
             tile(a, i * N * ROWS, b, j * N * COLUMNS, N, c, i * ROWS * N + j * COLUMNS, N, c, 0, 0, False)
 
 
@@ -179,8 +183,8 @@ def packed_tiles(A, B, C):
 
 # %% [markdown]
 # The picture shows in which order the first three programs and this one read a matrix B of 8 x 8, for one row (or
-# tile) of C: dark is early, and a row of the picture is a row in memory. The tile reads in the order of memory too,
-# but only after packing.
+# tile) of C: dark is early, and a row of the picture is a row in memory (4 is as 3). The tile reads in the order of
+# memory too, but only after packing.
 
 # %%
 k, j = np.mgrid[:8, :8]
@@ -232,11 +236,11 @@ for name, (multiply, threads) in STEPS.items():
     speeds[name] = gflops(multiply, A, B, C)
 print(f"tile of {ROWS} x {COLUMNS} numbers, L2 of {cache_sizes().l2 >> 10} KB, peak of a thread {peaks[1]:.0f} GFLOP/s")
 for name, (_, threads) in STEPS.items():
-    print(f"{name:<22} {speeds[name]:6.1f} GFLOP/s, {speeds[name] / peaks[threads]:4.0%} of the peak of {threads}")
+    print(f"{name:<22} {speeds[name]:6.1f} GFLOP/s, {speeds[name] / peaks[threads]:4.0%} of peak (threads: {threads})")
 a, b, c = *pack(A, B), np.empty(DOWN * ROWS * N, np.float32)
 print(f"step 5 without the time for packing: {gflops(all_tiles, a, b, c):.1f} GFLOP/s")
 if peaks[ALL] < 0.7 * ALL * peaks[1]:
-    print("this machine is busy: two threads or more reach less than they could, and the last two lines mean little")
+    print("this machine is busy: what is said of more than one thread, and of NumPy, means little")
 figure = Figure(figsize=(7, 3), layout="constrained")
 axes = figure.subplots()
 axes.barh(list(speeds)[::-1], list(speeds.values())[::-1])
@@ -250,10 +254,11 @@ show(figure, "matmul_steps")
 #
 # 1. How many loads and stores does a multiply-add cost? For a tile of r rows and v vectors that stays in registers
 #    while k runs over K steps, write `memory_per_multiply_add(r, v, K)`: loads and stores of vectors and single
-#    numbers, divided by vector multiply-adds. The tile is loaded and stored once. Compare 14 x 2 with 4 x 2, 6 x 4
-#    and 30 x 1. Then count bytes instead, 64 for a vector and 4 for a number: which tile is the best now? (A core
-#    does two multiply-adds and two loads in a cycle, so that below 1 load a multiply-add loads aren't the limit;
-#    among such tiles only measuring decides.)
+#    numbers, divided by vector multiply-adds. The tile is loaded and stored once. A core does two multiply-adds and
+#    two loads in a cycle, so that one load for each is the limit. Among the tiles that keep to it for large K, and
+#    fit into the registers (r v for the tile, v for B and 1 for A), which moves the fewest bytes, 64 for a vector and
+#    4 for a number? Write `best_tile(registers)`, which tries them all and returns (r, v), and look at 32 and 16
+#    registers.
 # 2. `packed_tiles` fills up the rows of A, but N must be a multiple of 32. Write `any_shape(A, B)` in NumPy for A (M,
 #    K) and B (K, N) of any shape: cut C into tiles of 14 x 32 and compute each with `@` from padded pieces of A and
 #    B, as a kernel does that knows whole tiles only. It returns C, for 1 x 1 as well.

@@ -31,9 +31,15 @@ print(f"and {config.n_layer - 1} more blocks like h.0: {sum(w.size for w in weig
 #
 # Letters: T tokens, C channels, H heads of D = C / H, V tokens in the vocabulary. A token becomes its row of the
 # table `wte`, its *embedding*, plus the row of `wpe` for its place. Each block adds twice to this *stream* x (T, C):
-# what a token takes from others (attention), and what it makes of that by itself (a small network, the MLP, which is
-# 4C wide inside). The last norm, and the product with the table again, give a score for each token of the vocabulary,
-# the logits.
+# what a token takes from others (attention), and what it makes of that by itself (the MLP: a linear layer to 4C
+# channels, GELU, and a linear layer back to C). The last norm, and the product with the table again, give a score for
+# each token of the vocabulary, the logits.
+#
+# Why these parts? Without GELU two linear layers would be a single one, since a product of matrices is a matrix:
+# something that isn't linear has to stand between. Blocks *add* to the stream, so that what one of them leaves alone
+# stays, and gradients come back past all of them undiminished. And a norm brings every token to one size before a
+# layer reads it; otherwise the sizes would grow from block to block, and with them steps that are too large for some
+# and too small for others.
 #
 # The names are OpenAI's: `wte` and `wpe`, the tables ("weights") of token and position embeddings; `h`, the blocks;
 # `ln`, layer norms; `c_attn`, `c_fc` and `c_proj`, linear layers (the c is for convolution, of which they once were a
@@ -125,9 +131,9 @@ print("another last token: all earlier logits stay as they were")
 # %% [markdown]
 # ## The norm, three ways
 #
-# Above, `layer_norm` is eleven plain ops, and the engine finds its gradient from theirs; each keeps arrays of its own
-# until then. The fused op keeps x and two numbers a row (mean and 1 / standard deviation), and has its gradient
-# derived once: with n the normalised row and g = dout · weight,
+# Above, `layer_norm` is eleven plain ops (a mean is two), and the engine finds its gradient from theirs; each keeps
+# arrays of its own until then. The fused op keeps x and two numbers a row (mean and 1 / standard deviation), and has
+# its gradient derived once: with n the normalised row and g = dout · weight,
 #
 # dx = (g - mean(g) - n mean(g n)) / standard deviation.
 #
@@ -156,7 +162,7 @@ print("plain ops, the fused op and the formula: the same gradient")
 
 # %%
 ids = tokenizer.encode("The capital of France is")
-with no_grad():
+with no_grad():  # no graph is written down
     for _ in range(6):
         ids.append(int(gpt2(np.array(ids)).data[-1].argmax()))
 print(tokenizer.decode(ids))

@@ -24,10 +24,10 @@ entries = read_entries([ROOT / "examples" / "data" / "train.json"])[:8]
 # %% [markdown]
 # ## From text to numbers
 #
-# An entry becomes a text: a prompt, here in Alpaca's words, and a reply. Text becomes token ids. Beside them stands
-# which ones are to be learned: those of the reply, and the token that ends it. Then a batch is made: inputs (B, T)
-# and targets (B, T), where the target of a position is the token that *follows*, or -100 where nothing is to be
-# learned. Shorter rows are filled up.
+# An entry becomes a text: a prompt, in the form that the Alpaca data made common, and a reply. Text becomes token
+# ids. Beside them stands which ones are to be learned: those of the reply, and the token that ends it. Then a batch
+# is made of B rows: inputs (B, T) and targets (B, T), where the target of a position is the token that *follows*, or
+# -100 where nothing is to be learned. Shorter rows are filled up.
 
 # %%
 data = InstructionSet(entries, tokenizer, mask_prompt=True, max_length=model.config.n_positions)
@@ -57,13 +57,13 @@ segments, _ = lay_out(inputs, needed_lengths(targets))
 C, V = model.config.n_embd, model.config.vocab_size
 N = segments.starts[-1]  # where the last segment ends
 print(f"{inputs.size} places in the batch, N = {N} tokens to compute, C = {C}")
-print(f"each block: qkv (N, {3 * C}), hidden layer (N, {4 * C}), x (N, {C})")
+print(f"each block: qkv (N, {3 * C}), inside of the MLP (N, {4 * C}), x (N, {C})")
 print(f"output layer: ({np.count_nonzero(targets != -100)}, {C}) times the table transposed ({C}, {V})")
 n_block = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h."))
 for what, n, n_out in (("as they stand, padded", inputs.size, inputs.size),
                        ("computed", N, np.count_nonzero(targets != -100))):
-    print(f"products of a step, both ways, {what}: {6 * (n_block * n + C * V * n_out) / 1e9:.1f} GFLOP")
-print(f"memory: 16 bytes for each of {model.n_parameters():,} weights (itself, gradient, two means)")
+    print(f"products of a step, forward and backward, {what}: {6 * (n_block * n + C * V * n_out) / 1e9:.1f} GFLOP")
+print(f"memory: 16 bytes for each of {model.n_parameters():,} weights (itself, gradient, and AdamW's two means)")
 loss = model.loss(inputs, targets)
 before = loss.item()
 print(f"loss {before:.3f}; a guess among {V} tokens would have {np.log(V):.3f}")
@@ -86,11 +86,14 @@ print(f"gradient of wte {table.grad.shape}: {in_inputs.sum()} rows from both use
 # %% [markdown]
 # ## The update
 #
-# AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight: m of its gradient g, and v of g². The
-# weight moves by the learning rate times m / sqrt(v): where gradients agree from batch to batch that is nearly the
-# full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0, so that
-# after s steps their weights add up to 1 - β^s only, and they are divided by that. In the first step m / sqrt(v) is g
-# / |g|, a sign. *Decay* pulls matrices towards 0, apart from the gradient.
+# AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight, of its gradient g and of g²:
+#
+# m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g².
+#
+# A weight moves by the learning rate times m / sqrt(v): where gradients agree from batch to batch that is nearly the
+# full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0, which
+# has the share β^s in them after s steps; so they are divided by 1 - β^s, the share of the gradients. In the first
+# step m / sqrt(v) is g / |g|, a sign. *Decay* pulls matrices towards 0, apart from the gradient.
 
 # %%
 lr, (beta1, beta2), eps, decay = 1e-4, (0.9, 0.999), 1e-8, 0.1
@@ -117,7 +120,7 @@ assert after < before
 # walk's less that of all functions. Products (those, `linear`, and most of the forward pass) have most of a step,
 # which is why the next program is about them. The loss hardly shows on the way back, since `linear_cross_entropy`
 # forms its gradients in the forward pass, while a chunk of logits is at hand. All of them are steps on the same eight
-# entries, so that the model learns these by heart: the cheapest test that a training loop works.
+# entries, so that the model memorises them: the cheapest test that a training loop works.
 
 # %% tags=["varies"]
 seconds = defaultdict(float)

@@ -6,6 +6,8 @@
 # This is the end of the tour: from `a * b` to a model that answers.
 
 # %%
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 from pictures import ROOT, SMALL_MODEL, show
@@ -43,18 +45,19 @@ prompts = [encode_prompt(entry.turns[:1], data.style, tokenizer) for entry in un
 for name, model in (("before", before), ("after", after)):
     replies = reply_all(model, tokenizer, prompts, max_new_tokens=20)
     right = sum(reply == entry.output for reply, entry in zip(replies, unseen, strict=True))
-    print(f"{name}: {right} of {len(unseen)} replies are right, such as")
-    for entry, reply in zip(unseen[:4], replies, strict=False):
-        print(f"    {entry.instruction[:60]:<60}  {' '.join(reply.split())[:40]}")
+    print(f"{name}: {right} of {len(unseen)} replies are right")
+    for i in (2, 4, 7, 8):
+        print(f"    {unseen[i].instruction} {unseen[i].input}".rstrip(), "->", textwrap.shorten(replies[i], 40),
+              f"(expected {unseen[i].output!r})" * (replies[i] != unseen[i].output))
 
 # %% [markdown]
 # ## Which weights moved
 #
 # The change of a matrix, as a share of its length: |after - before| / |before|, where |W| is the root of the sum of
 # its squares. Most matrices change by 3 or 4 %: what the model knows was there before, and tuning teaches it to say
-# it when it is asked. Two stand out, the table of positions and the first block's `c_proj`. They are the ones with
-# small weights, 0.02 beside 0.05 to 0.12 (root mean square), and AdamW moves a weight by about as much whether it is
-# large or small.
+# it when it is asked. Two stand out, the table of positions and the first block's `attn.c_proj`. They are the ones
+# with small weights, 0.02 beside 0.05 to 0.12 (root mean square), and AdamW moves a weight by about as much whether
+# it is large or small.
 
 # %% tags=["varies"]
 KINDS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -102,8 +105,9 @@ for name, view in views.items():
 # last norm and the table. That gives the likeliest next token there, and its probability. The answer is "Madrid", of
 # which "M" is the first token; in this model it appears only in the last block.
 #
-# After the embeddings alone, each token says itself, since the table that reads is the one that embeds: the prompt
-# ends with a line's end. In the picture columns are the prompt's last tokens, and rows the blocks, from below to
+# After the embeddings alone most tokens say themselves, since the table that reads is the one that embeds: the prompt
+# ends with a line's end, and that is what it says. ("#" in the picture doesn't: some 500 tokens that the pretraining
+# hardly met share one row.) In the picture columns are the prompt's last tokens, and rows the blocks, from below to
 # above.
 
 # %% tags=["varies"]
@@ -122,7 +126,9 @@ show(draw.lens(views["after"], lambda token: tokenizer.decode([token]), last=12)
 #    0 and 1 the logits must be those of the two.)
 # 2. The change of a matrix has rank min(rows, columns) at most. Is it that many? Write `rank_for(change, share)`: how
 #    many of the largest singular values (`np.linalg.svd`) does it take until their squares sum to that share of all?
-#    Small numbers are why LoRA works, which learns a change of rank 8 from the beginning (`tinyft/lora.py`).
+#    (The SVD writes a matrix as a sum of products of a column and a row, the largest first; the singular values are
+#    their sizes.) Small numbers are why LoRA works, which learns a change of rank 8 from the beginning
+#    (`tinyft/lora.py`).
 #
 # Answers: `answers/what_tuning_changed.py`. Where to go on: `python examples/finetune_alpaca.py`, and the tree under
 # "Read it" in the README.

@@ -15,6 +15,7 @@ BOX_WIDTH = 1.5  # in inches, as all lengths here
 GAP_ACROSS, GAP_DOWN = 0.9, 0.35  # between columns, and between the boxes of one
 PASSING = 0.45  # the height of a place where an arrow only passes
 SWEEPS = 8
+GRAPHVIZ_SECONDS = 10.0  # a long chain whose nodes all use one leaf would take it minutes
 
 
 @dataclass
@@ -37,7 +38,12 @@ class Layout:
 
 def lay_out(parents: list[list[int]], height: float) -> Layout:
     """Places for boxes of this height. parents: of each box the boxes that it is made of, all of them before it."""
-    return _by_graphviz(parents, height) if shutil.which("dot") else _by_columns(parents, height)
+    if shutil.which("dot"):
+        try:
+            return _by_graphviz(parents, height)
+        except (subprocess.SubprocessError, OSError):  # it takes too long, or fails
+            pass
+    return _by_columns(parents, height)
 
 
 def _by_graphviz(parents: list[list[int]], height: float) -> Layout:
@@ -48,7 +54,7 @@ def _by_graphviz(parents: list[list[int]], height: float) -> Layout:
     lines += [f"{parent} -> {child} [label={number}]" for child, inputs in enumerate(parents)
               for number, parent in enumerate(inputs)]
     answer = subprocess.run(["dot", "-Tplain"], input="\n".join([*lines, "}"]), capture_output=True, text=True,
-                            check=True).stdout
+                            check=True, timeout=GRAPHVIZ_SECONDS).stdout
     rows = [line.split() for line in answer.splitlines()]
     places = {int(row[1]): (float(row[2]), float(row[3])) for row in rows if row[0] == "node"}
     arrows = []

@@ -2,9 +2,9 @@
 
 A core can start one or two fused multiply-adds on whole vector registers every cycle, but can load only a
 few values from the nearest cache in that time, and far fewer from memory. Three plain loops need two loads
-for every multiply-add and so reach a tenth of the peak. The remedy is to use what has been loaded many
-times before letting it go, at every level of the memory (Goto and van de Geijn, "Anatomy of high-performance
-matrix multiplication", 2008; the scheme of BLIS):
+for every multiply-add, one of them from another line, and so reach a hundredth of the peak. The remedy is to use
+what has been loaded many times before letting it go, at every level of the memory (Goto and van de Geijn, "Anatomy
+of high-performance matrix multiplication", 2008; the scheme of BLIS):
 
   registers  a TILE of C, TILE_ROWS x 2 vectors, stays in registers while k runs; each step loads 2 vectors of
              B and TILE_ROWS elements of A and does TILE_ROWS x 2 vector multiply-adds with them (`tile`)

@@ -6,10 +6,20 @@ import numpy as np
 def memory_per_multiply_add(r: int, v: int, K: int) -> float:
     """1. Each k loads r numbers and v vectors for r v multiply-adds; the tile itself comes and goes once.
 
-    For large K, 14 x 2 needs 0.57, 4 x 2 0.75, 6 x 4 0.42 and 30 x 1 1.03. In bytes, (4 r + 64 v) / (r v): 6.6, 18,
-    11.7 and 6.1. All but 30 x 1 need less than one load, so that loads aren't the limit.
+    For large K, 14 x 2 needs 0.57, 6 x 4 0.42 and 30 x 1 1.03.
     """
     return (K * (r + v) + 2 * r * v) / (K * r * v)
+
+
+def best_tile(registers: int) -> tuple[int, int]:
+    """1. (r, v) that moves the fewest bytes and needs at most one load for a multiply-add: 14 x 2 for 32 registers.
+
+    In bytes 14 x 2 moves 6.6 for a multiply-add, 6 x 4 11.7; 30 x 1 moves fewer, 6.1, but is limited by its loads. With
+    16 registers it is 6 x 2; both are what tinyft has.
+    """
+    fitting = [(r, v) for r in range(1, registers) for v in range(1, registers) if r * v + v + 1 <= registers]
+    light = [(r, v) for r, v in fitting if (r + v) / (r * v) <= 1]
+    return min(light, key=lambda tile: (4 * tile[0] + 64 * tile[1]) / (tile[0] * tile[1]))
 
 
 def any_shape(A: np.ndarray, B: np.ndarray) -> np.ndarray:
