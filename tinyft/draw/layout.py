@@ -15,7 +15,7 @@ BOX_WIDTH = 1.5  # in inches, as all lengths here
 GAP_ACROSS, GAP_DOWN = 0.9, 0.35  # between columns, and between the boxes of one
 PASSING = 0.45  # the height of a place where an arrow only passes
 SWEEPS = 8
-GRAPHVIZ_SECONDS = 10.0  # a long chain whose nodes all use one leaf would take it minutes
+GRAPHVIZ_SECONDS = 5.0  # a long chain whose nodes all use one leaf would take it minutes
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _order_columns(column: list[int], neighbours: list[list[int]], heights: list
         forth = sweep % 2 == 1
         for ours in members if forth else members[::-1]:
             near = {i: [down[j] for j in neighbours[i] if (column[j] < column[i]) == forth] for i in ours}
-            ours.sort(key=lambda i: -float(np.mean(near[i] or down[i])))
+            ours.sort(key=lambda i: -sum(near[i]) / len(near[i]) if near[i] else -down[i])
             top = (sum(heights[i] for i in ours) + GAP_DOWN * (len(ours) - 1)) / 2
             for i in ours:
                 down[i] = top - heights[i] / 2
@@ -128,9 +128,15 @@ def _order_columns(column: list[int], neighbours: list[list[int]], heights: list
 
 
 def _crossings(column: list[int], neighbours: list[list[int]], down: list[float]) -> int:
-    """How many pairs of arrows cross."""
-    arrows = [(column[i], down[i], down[j]) for i, near in enumerate(neighbours) for j in near if column[j] > column[i]]
-    return sum(a[0] == b[0] and (a[1] - b[1]) * (a[2] - b[2]) < 0 for i, a in enumerate(arrows) for b in arrows[:i])
+    """How many pairs of arrows cross, each between two neighbouring columns."""
+    between: dict[int, list[tuple[float, float]]] = {}
+    for i, near in enumerate(neighbours):
+        between.setdefault(column[i], []).extend((down[i], down[j]) for j in near if column[j] > column[i])
+    total = 0
+    for arrows in between.values():
+        begins, ends = np.array(arrows).reshape(-1, 2).T
+        total += np.count_nonzero(np.subtract.outer(begins, begins) * np.subtract.outer(ends, ends) < 0) // 2
+    return total
 
 
 def _arrow(parents: list[list[int]], child: int, number: int, stops: list[tuple[float, float]]) -> Arrow:
