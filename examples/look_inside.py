@@ -13,6 +13,7 @@ from tinyft.data.entries import Turn
 from tinyft.data.prompts import PROMPT_STYLES, encode_prompt, find_style
 from tinyft.files import make_writable_folder, replacing
 from tinyft.hub import find_model
+from tinyft.inference.prompt_files import check_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TUNED, SHIPPED = ROOT / "runs" / "tiny-world" / "model", ROOT / "weights" / "tiny-world"
@@ -40,9 +41,10 @@ def parse_arguments(arguments: Sequence[str] | None):
     options = parser.parse_args(arguments)
     if options.raw and options.prompt_style:
         raise ValueError("--raw takes the prompt as it is, so that --prompt-style would do nothing; leave out one of "
-                         "both")
+                         "the two")
     if not options.prompt:
         raise ValueError("the prompt is empty, expected a text to look at")
+    check_text(options.prompt, "the prompt")
     return options
 
 
@@ -72,10 +74,13 @@ def save(figure, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Look, draw, and say where the pictures are."""
     options = parse_arguments(arguments)
-    make_writable_folder(options.output_dir)
-    name = options.model or str(default_model())
+    name = str(default_model()) if options.model is None else options.model
     model, tokenizer = load_model_and_tokenizer(find_model(name))
-    ids = token_ids(options, tokenizer)
+    ids, context = token_ids(options, tokenizer), model.config.n_positions
+    if len(ids) > context:
+        raise ValueError(f"the prompt makes {len(ids):,} tokens, expected at most {context:,}, the context of {name}; "
+                         "shorten it")
+    make_writable_folder(options.output_dir)
     views = {name: draw.look(model, ids)}
     if options.compare:
         other, other_tokenizer = load_model_and_tokenizer(find_model(options.compare))
@@ -91,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(draw.attention_maps(view, decode), folder / "attention.png")
     save(draw.lens(view, decode), folder / "lens.png")
     draw.page(folder / "inside.html", views, decode, options.prompt)
-    print(f"{len(ids)} tokens; likeliest next ones: "
+    print(f"{len(ids)} token{'s' * (len(ids) != 1)}; likeliest next ones: "
           + ", ".join(f"{decode(int(token))!r} {share:.0%}" for token, share in
                       zip(view.likeliest[-1, -1], view.probabilities[-1, -1], strict=True)))
     for file in ("attention.png", "lens.png", "inside.html"):

@@ -1,5 +1,6 @@
 """Pictures: the numbers behind them exactly, and that they are drawn at all."""
 
+import io
 import json
 import re
 import shutil
@@ -262,3 +263,34 @@ def test_views_of_different_texts_or_too_large(tmp_path):
     with pytest.raises(ValueError, match="the maps of 600 tokens take 36 MB, expected at most 24"):
         draw.page(tmp_path / "page.html", {"a": huge}, str)
     assert not list(tmp_path.iterdir())
+
+
+SMALL = draw.look(make_model(), [1, 2], most=1)
+
+
+@pytest.mark.parametrize("wrong, error, message", [
+    (lambda: draw.graph(np.ones(3)), TypeError, "draw.graph: got a ndarray, expected the Tensor"),
+    (lambda: draw.graph(*small_graph()[:1], {Tensor(1.0): "a"}), TypeError, "names are Tensors by their names"),
+    (lambda: draw.look(make_model(), [1.7]), TypeError, "draw.look: ids are float64, expected token ids"),
+    (lambda: draw.look(make_model(), [1], most=0), ValueError, "most is 0, expected at least 1"),
+    (lambda: draw.attention_maps(SMALL, str, layers=[-1]), ValueError, r"layers are \[-1\], expected some of 0 to"),
+    (lambda: draw.attention_maps(SMALL, str, heads=[99]), ValueError, r"heads are \[99\], expected some of 0 to"),
+    (lambda: draw.lens(SMALL, str, last=0), ValueError, "last is 0, expected at least 1"),
+    (lambda: draw.page("page.html", {}, str), ValueError, "no views, expected at least one model's"),
+])
+def test_what_cannot_be_drawn_is_said(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()
+
+
+def test_names_are_taken_as_they_are_and_cut_where_they_do_not_fit(places):
+    loss, names = small_graph()
+    figure = draw.graph(loss, {"$x_{$": names["a"], "a name that no box has room for": names["b"]})
+    figure.savefig(io.BytesIO())
+    titles = {text.split("\n")[0] for text in texts(figure)}
+    assert "$x_{$" in titles and "a name that n\u2026" in titles
+
+
+def test_a_long_token_is_cut_in_a_lens():
+    shown = texts(draw.lens(SMALL, lambda token: "abcdefghijklmnop"))
+    assert set(shown) == {"abcdefghij\u2026"}

@@ -40,9 +40,10 @@ def test_an_instruction_is_asked_in_the_models_style(folders, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["A word", "--raw", "--prompt-style", "phi3"], "--prompt-style would do nothing"),
     ([""], "the prompt is empty"),
-    (["word " * CONTEXT, "--raw"], f"expected one row of 1 to {CONTEXT} tokens, the model's context"),
+    (["A \udcff"], "the prompt is not UTF-8 text (character 3)"),
+    (["word " * CONTEXT, "--raw"], f"the prompt makes {CONTEXT + 4} tokens, expected at most {CONTEXT}, the"),
     (["A word", "--compare", "nowhere"], "nowhere"),
-], ids=["raw with a style", "empty", "too long", "no model to compare with"])
+], ids=["raw with a style", "empty", "not UTF-8", "too long", "no model to compare with"])
 def test_what_cannot_be_drawn_is_said_in_one_line(folders, tmp_path, monkeypatch, capsys, arguments, message):
     arguments = [*arguments, "--model", folders[0], "--output-dir", tmp_path]
     said = in_process("look_inside.py", arguments, monkeypatch, capsys)

@@ -437,7 +437,7 @@ def test_wrong_number_of_gradients_raises():
     def forgot_one(x, y):
         return x + y, lambda dout: dout
 
-    with pytest.raises(ValueError, match="forgot_one: backward returned 1 gradients for 2 inputs; .* None for"):
+    with pytest.raises(ValueError, match="forgot_one: backward returned 1 of 2 gradients; .* None for"):
         forgot_one(leaf([1.0]), leaf([1.0])).backward()
 
 
@@ -450,7 +450,28 @@ def test_gradients_in_a_list_raise():
         add(leaf([1.0]), leaf([1.0])).backward()
 
 
-@pytest.mark.parametrize("made", [np.ones(2), np.ones((2, 2)), (np.ones(2),), (np.ones(2), np.ones(2)), None])
+@pytest.mark.parametrize("gradient", [2.0, [1.0, 2.0], {"x": 1}, "x", (np.ones(2),)])
+def test_a_gradient_that_is_no_array_raises(gradient):
+    @op
+    def odd(x, y):
+        return x + y, lambda dout: (dout, gradient)
+
+    with pytest.raises(TypeError, match=r"odd: gradient of input 1 is a \w+, expected an array \(2,\), or None"):
+        odd(leaf([1.0, 2.0]), leaf([1.0, 2.0])).backward(np.ones(2))
+
+
+@pytest.mark.parametrize("result", [Tensor(np.ones(2)), "text", [leaf([1.0])]])
+def test_a_result_that_is_no_array_raises(result):
+    @op
+    def odd(x):
+        return result, lambda dout: dout
+
+    with pytest.raises(TypeError, match="odd: the result is a (Tensor|str|list), expected an array; inside an op"):
+        odd(leaf([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("made", [np.ones(2), np.ones((2, 2)), (np.ones(2),), (np.ones(2), np.ones(2)), None,
+                                  (np.ones(2), None), (lambda dout: dout, np.ones(2)), (np.ones(2), lambda d: d, 3)])
 def test_an_op_without_its_backward_raises(made):
     @op
     def no_way_back(x):

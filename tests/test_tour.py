@@ -31,12 +31,28 @@ make_notebooks = load(TOUR / "make_notebooks.py")
 PROGRAMS = make_notebooks.PROGRAMS
 
 
+class Answers:
+    """The functions of a file of answers; what is missing fails in one line."""
+
+    def __init__(self, name):
+        self._path = ANSWERS / f"{name}.py"
+        if not self._path.exists():
+            pytest.fail(f"{self._path} is missing: the answers to the exercises of {name}.py go there", pytrace=False)
+        self._module = load(self._path)
+
+    def __getattr__(self, function):
+        if not hasattr(self._module, function):
+            pytest.fail(f"{self._path} has no {function}, which an exercise asks for", pytrace=False)
+        return getattr(self._module, function)
+
+
 def answers(name):
-    return load(ANSWERS / f"{name}.py")
+    return Answers(name)
 
 
 def assert_same(found, right, hint, rtol=1e-6):
     """hint: what such a difference most often comes from, for those who look at their own answers."""
+    assert found is not None, "the function returns nothing"
     np.testing.assert_allclose(found, right, rtol=rtol, atol=1e-3 * rtol, err_msg=hint)
 
 

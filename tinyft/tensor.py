@@ -318,17 +318,20 @@ def _gradients_of_inputs(node: Node, dout: np.ndarray) -> tuple[Gradient, ...]:
         raise TypeError(f"{node.op}: backward returned a list, expected an array, or a tuple with one for each input")
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     if len(gradients) != len(node.parents):
-        raise ValueError(f"{node.op}: backward returned {len(gradients)} gradients for {len(node.parents)} inputs; "
-                         "it returns one for each in their order, and None for what has no gradient")
+        raise ValueError(f"{node.op}: backward returned {len(gradients)} of {len(node.parents)} gradients; expected "
+                         "one for each input in their order, and None for what has no gradient")
     for i, (parent, gradient) in enumerate(zip(node.parents, gradients, strict=True)):
         if isinstance(gradient, Tensor):
             raise TypeError(f"{node.op}: backward returned a Tensor as gradient of input {i}, expected an array; "
                             "compute it from dout and the arrays of the forward pass, or return its .data")
-        if parent is None or gradient is None:
+        if parent is None or gradient is None or callable(gradient):
             continue
-        shape = getattr(gradient.array if isinstance(gradient, Donated) else gradient, "shape", parent.shape)
-        if shape != parent.shape:
-            raise ValueError(f"{node.op}: gradient of input {i} is {shape}, "
+        array = gradient.array if isinstance(gradient, Donated) else gradient
+        if not isinstance(array, np.ndarray | np.generic):
+            raise TypeError(f"{node.op}: gradient of input {i} is a {type(array).__name__}, expected an array "
+                            f"{parent.shape}, or None")
+        if array.shape != parent.shape:
+            raise ValueError(f"{node.op}: gradient of input {i} is {array.shape}, "
                              f"expected {parent.shape}, the input's shape")
     node.backward, node.parents = None, ()
     return gradients
@@ -393,10 +396,13 @@ def op(function: Callable) -> Callable:
         if asks:
             options["wanted"] = tuple(parent is not None for parent in parents)
         made = function(*map(_plain, args), **options)
-        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
-            raise TypeError(f"{name}: an op returns its result and a function, return out, backward; "
-                            f"got {type(made).__name__}")
+        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1]) and not callable(made[0])):
+            kinds = ", ".join(type(one).__name__ for one in (made if isinstance(made, tuple) else (made,)))
+            raise TypeError(f"{name}: an op returns its result and a function, return out, backward; got {kinds}")
         out, backward = np.asarray(made[0]), made[1]
+        if out.dtype.kind not in "biufc":
+            raise TypeError(f"{name}: the result is a {type(made[0]).__name__}, expected an array; inside an op all "
+                            "inputs are arrays, and NumPy's functions take them")
         if all(parent is None for parent in parents):
             return Tensor(out)
         return Tensor(out, node=Node(name, parents, backward, out))

@@ -114,14 +114,15 @@ show(figure, "add_an_op")
 
 # %% [markdown]
 # In float64 a width of 1e-5 leaves eleven correct digits. In float32 the best width leaves five, and one must know
-# which it is; a small slip in a formula could hide behind that. So gradients are checked in float64, on the same code
-# that trains in float32: a Tensor has the dtype of its array (a Python number becomes float32). `gradcheck` does it
-# for each element of each input, and says where it differs.
+# which it is (below 1e-7 or so x + h is x again, and the slope comes out as 0); a small slip in a formula could hide
+# behind that. So gradients are checked in float64, on the same code that trains in float32: a Tensor has the dtype of
+# its array (a Python number becomes float32). `gradcheck` does it for each element of each input, and says where it
+# differs.
 
 # %%
 array = rng.standard_normal((3, 4))
 gradcheck(silu, [array])
-print("silu: the gradient agrees with central differences: 24 calls of silu for 12 elements, beside one of backward")
+print("silu: the gradient agrees with central differences, which take two more calls of silu for each of 12 elements")
 gradcheck(scale, [array, rng.standard_normal(4)])
 gradcheck(lambda x, weight: scale(x, weight, eps=0.1), [array, rng.standard_normal(4)])
 print("scale: both gradients agree")
@@ -165,8 +166,8 @@ except AssertionError as error:
 # 1. Write `softplus(x)` = log(1 + exp(x)) as an op, with its backward pass, so that `gradcheck(softplus, [array])`
 #    passes, and so that `softplus` of 1000 is 1000 and not infinity (`np.logaddexp` helps).
 # 2. An op with two inputs: `hypot(x, y)` = sqrt(x² + y²), both of one shape. Then swap the two gradients on purpose
-#    (`swapped_hypot`), and find inputs x and y with which `gradcheck(swapped_hypot, [x, y])` passes all the same.
-#    (Not zeros: there hypot has no slope, and even the right one fails.) What does that say about the inputs that a
-#    check should be given?
+#    (`swapped_hypot`), and write `inputs_that_hide_it()`, which returns a pair x, y with which
+#    `gradcheck(swapped_hypot, [x, y])` passes all the same. (Not zeros: there hypot has no slope, and even the right
+#    one fails.) What does that say about the inputs that a check should be given?
 #
 # Answers: `answers/add_an_op.py`. Next: `broadcasting.py`.

@@ -91,8 +91,8 @@ print(f"S and P {P.shape}, out {out.shape}: the same as tinyft's")
 # %% [markdown]
 # ## A map
 #
-# Row i of the picture says where token i takes its values from; dark is much, a dot stands for a blank. Everything
-# right of the diagonal is white: the future.
+# Row i of the picture says where token i takes its values from; dark is much (the colour is the root of the weight,
+# so that small ones are seen), and a dot stands for a space. Everything right of the diagonal is white: the future.
 
 # %%
 inside = draw.look(model, ids)

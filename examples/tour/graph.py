@@ -32,12 +32,13 @@ made_total, parent = loss.node.parents
 print(f"loss was made by {loss.node.op!r} from what {made_total.op!r} made, and from the leaf a: {parent is a}")
 
 # %% [markdown]
-# An *op* is a function that can be differentiated; `*` and `+` are two. Every call of an op left a *node*, here
-# `loss.node`: which op it was, its `parents` (for each input the node that made it, or the leaf itself, or None if
-# nobody wants its gradient), and a function `backward`, which turns the derivative with respect to the op's result
-# into those with respect to its inputs. That is all a graph is, and it is of what *ran*: a loop, a condition or a
-# recursion leaves its calls, one after the other. The picture has values in the boxes; the red number on an arrow is
-# what comes *back* along it, and the ops are numbered in the order of the way back.
+# An *op* is a function that can be differentiated; `*` and `+` are two. Every call of an op on something whose
+# gradient is wanted left a *node*, here `loss.node`: which op it was, its `parents` (for each input the node that
+# made it, or the leaf itself, or None if nobody wants its gradient), and a function `backward`, which turns the
+# derivative with respect to the op's result into those with respect to its inputs. That is all a graph is, and it is
+# of what *ran*: a loop, a condition or a recursion leaves its calls, one after the other. The picture has values in
+# the boxes; the red number on an arrow is what comes *back* along it, and the ops are numbered in the order of the
+# way back.
 
 # %%
 names = {"a": a, "b": b, "c": c, "product": product, "total": total, "loss": loss}

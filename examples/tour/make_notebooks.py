@@ -30,6 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None):
     parser.add_argument("--check", action="store_true",
                         help="write nothing; run all anew and compare sources, printed texts and numbers of pictures")
     options = parser.parse_args(arguments)
+    options.programs = [Path(name).stem for name in options.programs]
     for name in options.programs:
         if name not in PROGRAMS:
             raise ValueError(f"there is no program {name!r} in the tour, expected some of {', '.join(PROGRAMS)}")

@@ -229,7 +229,7 @@ def gflops(multiply, *arrays):
 
 speeds, peaks = {}, dict.fromkeys((1, ALL), 0.0)
 for name, (multiply, threads) in STEPS.items():
-    for n in peaks:  # before each step anew, since a machine is not always as fast
+    for n in peaks:  # before each step anew, since a machine isn't always equally fast
         begin = time.perf_counter()
         peaks[n] = max(peaks[n], multiply_adds(n) / (time.perf_counter() - begin) / 1e9)
     numba.set_num_threads(threads)

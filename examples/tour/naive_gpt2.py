@@ -171,6 +171,7 @@ best = np.argsort(-likely)[:8]
 shares = np.exp(likely[best] - likely.max()) / np.exp(likely - likely.max()).sum()
 figure = Figure(figsize=(6, 2.5), layout="constrained")
 figure.subplots().barh([repr(tokenizer.decode([token])) for token in best][::-1], shares[::-1])
+figure.axes[0].set_xlabel("probability")
 figure.axes[0].set_title("what may come after " + repr(tokenizer.decode(other[:5])))
 show(figure, "naive_gpt2")
 

@@ -45,9 +45,9 @@ for t in range(end - 5, end + 1):
 #
 # Two things are saved before anything is computed. What stands after a row's last target can't touch its loss
 # (program 6) and is dropped; `needed_lengths` says how much of each row is left. And all eight prompts begin with the
-# same words. Attention looks only backwards, so that these tokens get the same vectors in every row: they are
-# computed once, and all rows look at that one copy. Its gradient is the sum of what eight rows hand back, as for any
-# value with several uses.
+# same words. Attention looks only backwards, and these tokens stand in the same places, so that they get the same
+# vectors in every row: they are computed once, and all rows look at that one copy. Its gradient is the sum of what
+# eight rows hand back, as for any value with several uses.
 #
 # `lay_out` puts what is left end to end, N tokens without padding; what a row has of its own is a *segment*. The
 # blocks make x (N, C) of them, and of that only the rows with a target go on to the output layer (program 4).
@@ -86,14 +86,16 @@ print(f"gradient of wte {table.grad.shape}: {in_inputs.sum()} rows from both use
 # %% [markdown]
 # ## The update
 #
-# AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight, of its gradient g and of g²:
+# AdamW (Loshchilov and Hutter, 2019) keeps two running means for each weight, of its gradient g and of g², with β1 =
+# 0.9 and β2 = 0.999:
 #
 # m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g².
 #
 # A weight moves by the learning rate times m / sqrt(v): where gradients agree from batch to batch that is nearly the
 # full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0, which
 # has the share β^s in them after s steps; so they are divided by 1 - β^s, the share of the gradients. In the first
-# step m / sqrt(v) is g / |g|, a sign. *Decay* pulls matrices towards 0, apart from the gradient.
+# step m / sqrt(v) is g / |g|, a sign (and ε only avoids dividing by 0). *Decay* pulls matrices towards 0, apart from
+# the gradient.
 
 # %%
 lr, (beta1, beta2), eps, decay = 1e-4, (0.9, 0.999), 1e-8, 0.1

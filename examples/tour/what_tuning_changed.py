@@ -106,9 +106,9 @@ for name, view in views.items():
 # which "M" is the first token; in this model it appears only in the last block.
 #
 # After the embeddings alone most tokens say themselves, since the table that reads is the one that embeds: the prompt
-# ends with a line's end, and that is what it says. ("#" in the picture doesn't: some 500 tokens that the pretraining
-# hardly met share one row.) In the picture columns are the prompt's last tokens, and rows the blocks, from below to
-# above.
+# ends with a newline, and that is what it says. ("#" in the picture doesn't: some 500 tokens that the pretraining
+# hardly met share one row.) In the picture columns are the prompt's last tokens, and rows the blocks, from bottom to
+# top; "###" is how Alpaca's form begins a heading.
 
 # %% tags=["varies"]
 for level in range(before.config.n_layer + 1):
@@ -127,8 +127,9 @@ show(draw.lens(views["after"], lambda token: tokenizer.decode([token]), last=12)
 # 2. The change of a matrix has rank min(rows, columns) at most. Is it that many? Write `rank_for(change, share)`: how
 #    many of the largest singular values (`np.linalg.svd`) does it take until their squares sum to that share of all?
 #    (The SVD writes a matrix as a sum of products of a column and a row, the largest first; the singular values are
-#    their sizes.) Small numbers are why LoRA works, which learns a change of rank 8 from the beginning
-#    (`tinyft/lora.py`).
+#    their sizes.) Try shares of 0.5, 0.9 and 0.99 on several layers. (Full tuning isn't asked for a change of low
+#    rank, and makes none; LoRA learns one of rank 8 from the beginning, `tinyft/lora.py`, and the accuracy says
+#    whether that is enough.)
 #
 # Answers: `answers/what_tuning_changed.py`. Where to go on: `python examples/finetune_alpaca.py`, and the tree under
 # "Read it" in the README.

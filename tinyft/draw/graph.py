@@ -15,6 +15,7 @@ from .figures import new_figure
 from .layout import BOX_WIDTH, Layout, lay_out
 
 MOST_NODES = 300
+LONGEST_NAME = 14  # letters, so that it fits a box with the op's name
 BOX_HEIGHT, LINE_HEIGHT = 0.34, 0.2  # in inches: of a box with one line, and of each line more
 LEAF, OP, EDGE, FLOW = "#e8f0fe", "#fff4dc", "#5f6b7a", "#b3261e"
 
@@ -39,6 +40,10 @@ def graph(last: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients:
     a tensor without a graph, or whose graph a backward pass has freed; ValueError for more than MOST_NODES boxes, or
     gradients of a part that is computed again in the backward pass.
     """
+    if not isinstance(last, Tensor):
+        raise TypeError(f"draw.graph: got a {type(last).__name__}, expected the Tensor that the graph ends in")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in dict(names or {}).items()):
+        raise TypeError('draw.graph: names are Tensors by their names, expected {"x": x}')
     if last.node is None or last.node.backward is None:
         raise RuntimeError("draw.graph: there is no graph behind this tensor, expected one that an op made of a tensor "
                            "with requires_grad=True; draw it before backward(), which frees the graph")
@@ -79,6 +84,7 @@ def _boxes(order: list[Node | Tensor], named: dict[int, tuple[str, Tensor]]) -> 
     for one in order:
         name, tensor = named.get(id(one), ("", one if isinstance(one, Tensor) else None))
         is_leaf = isinstance(one, Tensor)
+        name = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\u2026"
         title = (name or "leaf") if is_leaf else f"{name} = {one.op}" if name else one.op
         known = tensor is not None and tensor.size == 1
         lines = [title, f"value {tensor.item():.4g}" if known else str(one.shape)]
@@ -154,7 +160,8 @@ def _paint(boxes: list[Box], layout: Layout):
         axes.add_patch(FancyBboxPatch((x - BOX_WIDTH / 2, y - height / 2), BOX_WIDTH, height, linewidth=1,
                                       boxstyle="round,pad=0,rounding_size=0.06", edgecolor=EDGE,
                                       facecolor=LEAF if box.is_leaf else OP))
-        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=9, linespacing=1.4)
+        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=9, linespacing=1.4,
+                  parse_math=False)
     for arrow in layout.arrows:
         path = Path(arrow.points, [Path.MOVETO, *[Path.CURVE4] * (len(arrow.points) - 1)])
         axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=10, color=EDGE, linewidth=1,

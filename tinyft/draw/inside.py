@@ -34,10 +34,15 @@ def look(model: GPT2, ids: np.ndarray | list[int], most: int = 5) -> Inside:
 
     most: how many of the likeliest tokens, K. ValueError for no tokens, or more than the model's context.
     """
-    ids = np.asarray(ids, np.int64)
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise TypeError(f"draw.look: ids are {ids.dtype}, expected token ids, such as tokenizer.encode(text) gives")
+    if most < 1:
+        raise ValueError(f"draw.look: most is {most}, expected at least 1 token")
     if ids.ndim != 1 or not 1 <= len(ids) <= model.config.n_positions:
         raise ValueError(f"draw.look: ids are {ids.shape}, expected one row of 1 to {model.config.n_positions} tokens, "
                          "the model's context")
+    ids = ids.astype(np.int64)
     segments, attention = segments_of([len(ids)]), []
     with no_grad():
         x = model.wte(ids) + model.wpe(np.arange(len(ids)))

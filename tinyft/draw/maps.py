@@ -10,7 +10,7 @@ from .inside import Inside
 LABELLED = 24  # tokens at most beside whose maps their texts stand
 LONGEST = 24  # positions of a lens, unless it is told another number
 WIDEST = 11  # letters of a token in a cell of a lens
-SIGNS = "\u00b7 a blank, \u23ce the end of a line"
+SIGNS = "\u00b7 a space, \u23ce a newline"
 
 
 def attention_maps(inside: Inside, decode: Callable[[int], str], layers: Sequence[int] | None = None,
@@ -21,8 +21,8 @@ def attention_maps(inside: Inside, decode: Callable[[int], str], layers: Sequenc
     id. layers, heads: which ones, counted from 0; all by default. Texts stand beside a map if it is the only one, and
     has few tokens.
     """
-    layers = range(len(inside.attention)) if layers is None else layers
-    heads = range(inside.attention.shape[1]) if heads is None else heads
+    layers = _chosen("layers", layers, len(inside.attention))
+    heads = _chosen("heads", heads, inside.attention.shape[1])
     alone = len(layers) * len(heads) == 1
     side = max(3.0, 0.3 * len(inside.ids)) if alone else 1.1
     figure = new_figure(side * len(heads) + (1.4 if alone else 0.5), side * len(layers) + (1.2 if alone else 0.4))
@@ -43,7 +43,16 @@ def attention_maps(inside: Inside, decode: Callable[[int], str], layers: Sequenc
     return figure
 
 
+def _chosen(what: str, numbers: Sequence[int] | None, there: int) -> Sequence[int]:
+    """All numbers by default. ValueError for one that there isn't."""
+    numbers = range(there) if numbers is None else list(numbers)
+    if not numbers or not all(0 <= number < there for number in numbers):
+        raise ValueError(f"draw.attention_maps: {what} are {numbers}, expected some of 0 to {there - 1}")
+    return numbers
+
+
 def _label(axes, names: Sequence[str]) -> None:
+    axes.set(xlabel=f"attended to ({SIGNS})", ylabel="token")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
 
@@ -54,6 +63,8 @@ def lens(inside: Inside, decode: Callable[[int], str], last: int = LONGEST):
     The darker, the more probable. decode: the text of a token id. last: how many positions, those at the end of the
     text. A matplotlib Figure.
     """
+    if last < 1:
+        raise ValueError(f"draw.lens: last is {last}, expected at least 1 position")
     first = max(0, len(inside.ids) - last)
     best = inside.probabilities[:, first:, 0]
     n_levels, length = best.shape

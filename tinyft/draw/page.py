@@ -21,6 +21,8 @@ def page(path: str | os.PathLike, views: Mapping[str, Inside], decode: Callable[
     views: by the models' names, all of the same tokens. decode: the text of a token id. title: stands above. ValueError
     where the views are of different tokens, or so large that no browser would like the page.
     """
+    if not views:
+        raise ValueError("draw.page: no views, expected at least one model's, {name: draw.look(model, ids)}")
     first = next(iter(views.values()))
     size = sum(view.attention.size for view in views.values())
     if size > LARGEST:
