@@ -46,7 +46,7 @@ for name, model in (("before", before), ("after", after)):
     replies = reply_all(model, tokenizer, prompts, max_new_tokens=20)
     right = sum(reply == entry.output for reply, entry in zip(replies, unseen, strict=True))
     print(f"{name}: {right} of {len(unseen)} replies are right")
-    for i in (2, 4, 7, 8):
+    for i in (1, 8, 18, 23):
         print(f"    {unseen[i].instruction} {unseen[i].input}".rstrip(), "->", textwrap.shorten(replies[i], 40),
               f"(expected {unseen[i].output!r})" * (replies[i] != unseen[i].output))
 
