@@ -60,8 +60,9 @@ def wrong_silu(x):
 #
 # An op with several inputs returns a tuple, a gradient for each in their order, each in the shape of *its* input.
 # Here x has N rows of C numbers, and all rows are multiplied by the same weight (C,): an element of `weight` is used
-# in all N rows, and a value with several uses gets the sum of what they hand back (program 1). That is so within an
-# op, too: where an element x[j] has a part in several results out[i], as in a mean or a norm,
+# in all N rows, and a value with several uses gets the sum of what they hand back (program 1; for more axes in front
+# see program 3). That is so within an op, too: where an element x[j] has a part in several results out[i], as in a
+# mean or a norm,
 #
 # dx[j] = sum over i of dout[i] · d out[i] / d x[j].
 #
@@ -116,8 +117,8 @@ show(figure, "add_an_op")
 # In float64 a width of 1e-5 leaves eleven correct digits. In float32 the best width leaves five, and one must know
 # which it is (below 1e-7 or so x + h is x again, and the slope comes out as 0); a small slip in a formula could hide
 # behind that. So gradients are checked in float64, on the same code that trains in float32: a Tensor has the dtype of
-# its array (a Python number becomes float32). `gradcheck` does it for each element of each input, and says where it
-# differs.
+# its array (a Python number becomes float32). `gradcheck` does it for each element of each input of floats, and says
+# where it differs.
 
 # %%
 array = rng.standard_normal((3, 4))
@@ -164,7 +165,8 @@ except AssertionError as error:
 # ## Exercises
 #
 # 1. Write `softplus(x)` = log(1 + exp(x)) as an op, with its backward pass, so that `gradcheck(softplus, [array])`
-#    passes, and so that `softplus` of 1000 is 1000 and not infinity (`np.logaddexp` helps).
+#    passes, and so that `softplus` of 1000 is 1000 and not infinity (`np.logaddexp` helps; NumPy's warning of an
+#    overflow may stay, if the result is right).
 # 2. An op with two inputs: `hypot(x, y)` = sqrt(x² + y²), both of one shape. Then swap the two gradients on purpose
 #    (`swapped_hypot`), and write `inputs_that_hide_it()`, which returns a pair x, y with which
 #    `gradcheck(swapped_hypot, [x, y])` passes all the same. (Not zeros: there hypot has no slope, and even the right

@@ -2,8 +2,8 @@
 # # 5. Attention on one sentence
 #
 # You will know afterwards: what queries, keys and values are; why a token can't see the future; how to read a map of
-# attention; how the gradients of attention are derived, and why one number for each token is all that the backward
-# pass has to keep of a map of T x T weights. `tinyft/kernels/attention.py` does this for whole batches.
+# attention; how the gradients of attention are derived, and why one number for each token and head is all that the
+# backward pass has to keep of a map of T x T weights. `tinyft/kernels/attention.py` does this for whole batches.
 #
 # A language model in three sentences, before we look at one part of it. Each token is turned into a vector, a row of
 # C numbers (its *channels*). Then come L *blocks*, or layers, and each adds something to every token's vector: first
@@ -113,9 +113,10 @@ for name in (" banana", " carrot"):
 # dS[k] = sum over j of dP[j] P[j] ([j = k] - P[k]) = P[k] (dP[k] - sum over j of P[j] dP[j]).
 #
 # The sum is one number for each row. And sum over j of P[j] dP[j] = sum over j of P[j] (dout · V[j]) = dout · out,
-# the dot product of two rows of D numbers: it needs neither P nor dP, only the result. Last, S = Q Kᵀ / sqrt(D) is a
-# product again. P itself isn't kept: exp(S - lse) forms it again from Q and K, and `lse` is T numbers, where P is T x
-# T (for a row of 1,024 tokens, a thousand times as many).
+# the dot product of two rows of D numbers: it can be had without P and dP, from the result (the kernel has both at
+# hand, and forms it from them). Last, S = Q Kᵀ / sqrt(D) is a product again. P itself isn't kept: exp(S - lse) forms
+# it again from Q and K, and `lse` is T numbers, where P is T x T (for a row of 1,024 tokens, a thousand times as
+# many).
 
 # %%
 dout = np.random.default_rng(0).standard_normal((T, C))

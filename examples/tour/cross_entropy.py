@@ -106,10 +106,10 @@ assert np.isclose(two, ours.item()) and not tensor.grad[1].any()
 # %% [markdown]
 # So the row of logits of a position without a target is never looked at, and it need not be computed. That matters,
 # since the last product of GPT-2 is its largest: for each position the C numbers that the model has made of it, its
-# *hidden state* (N, C), times a table (V, C) transposed, which is 2 N C V operations forward and twice as many
-# backward. `losses.linear_cross_entropy` takes hidden states and table, picks the live rows, and multiplies those
-# alone: where a third of the tokens are replies, two thirds of that work is left out. (In the data that ship they are
-# less than 5 %.)
+# *hidden state* (N, C), times a table (V, C) transposed, which is N C V multiplications and as many additions, 2 N C
+# V operations, forward and twice as many backward. `losses.linear_cross_entropy` takes hidden states and table, picks
+# the live rows, and multiplies those alone: where a third of the tokens are replies, two thirds of that work is left
+# out. (In the data that ship they are less than 5 %.)
 #
 # Only this last layer is spared. A token of the question still goes through all of the model before it, since the
 # tokens of the reply look at it, and by way of them it has its share in the gradients of the weights.
@@ -139,7 +139,7 @@ for name, some in (("all", everywhere), ("a third", third)):
 #
 # 1. A batch doesn't fit, and is computed in two parts; one has 9 live targets and the other 1. Why is the mean of the
 #    two means not the mean of the batch? Write `loss_in_parts(logits, targets, cut)`, which calls
-#    `losses.cross_entropy` on the rows before `cut` and on those from it, and gives the loss of the whole batch.
+#    `losses.cross_entropy` on the rows before `cut` and on those from it, and returns the loss of the whole batch.
 # 2. Label smoothing: the right token gets 1 - e and all V tokens share e, so that the target is a distribution q with
 #    q[j] = e / V + (1 - e) [j = t], and the loss of a row is -sum over j of q[j] log p[j]. Derive its gradient, and
 #    write it as an op `smoothed(logits, targets, *, e)` that returns the mean over rows. `gradcheck(lambda z:

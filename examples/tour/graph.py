@@ -124,8 +124,8 @@ for step in range(3):
 #    but for an op with a single input that gradient alone. For the loss above, built anew, it must give what `.grad`
 #    gives.
 # 2. What goes wrong in another order? In `d = a * a; loss = d * d + d` two ops use d: the product and the sum. An
-#    engine that is too hasty goes on from d's node to `a` as soon as the sum has handed d its share, without waiting
-#    for the product's. Which gradient does it find for a = 3? Write `hasty(a)`, which returns that and the right one,
-#    as a pair.
+#    engine that is too hasty goes on from d's node to `a` as soon as the sum has handed d its share, and visits no
+#    node twice, so that the product's share, which comes later, is lost. Which gradient does it find for a = 3? Write
+#    `hasty(a)`, which returns that and the right one, as a pair.
 #
 # Answers: `answers/graph.py`. Next: `add_an_op.py`.

@@ -9,9 +9,9 @@
 #
 # A core computes with *registers*, places for a vector of numbers each: 32 of 512 bits (16 float32) on CPUs with
 # AVX-512, 16 of 256 bits on other x86 CPUs, 32 of 128 bits on 64-bit ARM. A *multiply-add*, a * b + c, is one
-# instruction for whole registers, and a core starts two of them in a *cycle* (some start one), of which there are
-# some billions in a second. All else comes from memory, by way of three *caches* that keep what was used last, and in
-# *lines* of 64 bytes, whether all of a line is wanted or not. Roughly:
+# instruction that does the same with all 16 numbers of whole registers, and a core starts two of them in a *cycle*
+# (some start one), of which there are some billions in a second. All else comes from memory, by way of three *caches*
+# that keep what was used last, and in *lines* of 64 bytes, whether all of a line is wanted or not. Roughly:
 #
 # | | size | until a number is there |
 # |---|---|---|
@@ -95,8 +95,9 @@ def another_order(A, B, C):
 # ## 3. A tile
 #
 # What has been loaded is to be used several times before it is let go. Take 4 rows of A and 4 of B at once, a *tile*
-# of 4 x 4 numbers of A: the loop over j then loads 4 vectors of B and 4 of C, stores 4, and does 16 multiply-adds.
-# That is 3 loads or stores for 4 multiply-adds, instead of 3 for 1, and a quarter as many bytes of B for each.
+# of 4 x 4 numbers of A: the loop over j (the code has one j, of which the compiler makes a vector of neighbours) then
+# loads 4 vectors of B and 4 of C, stores 4, and does 16 multiply-adds. That is 3 loads or stores for 4 multiply-adds,
+# instead of 3 for 1, and a quarter as many bytes of B for each.
 
 
 # %%
@@ -135,8 +136,9 @@ def by_fours(A, B, C, depth):
 # numbers of A, does 28 multiply-adds of vectors, and stores nothing. The tile takes 28 of the 32 registers, the
 # vectors of B 2, and the number of A that is in use, copied to all places of a vector, one more: 15 x 2 would be too
 # many. Of all tiles that fit and need at most one load for a multiply-add, 14 x 2 moves the fewest bytes (exercise
-# 1); and at least 8 sums are needed anyway, since a multiply-add takes four cycles until its result can be used. In
-# NumPy:
+# 1); one load is the limit, since a core loads two registers a cycle and does two multiply-adds. And at least 2 x 4 =
+# 8 sums are needed anyway: two multiply-adds begin in a cycle, each takes four until its result can be used, and a
+# sum can't take the next number before. In NumPy:
 
 # %%
 by_hand = np.zeros((14, 32), np.float32)

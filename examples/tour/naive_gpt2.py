@@ -58,7 +58,7 @@ def layer_norm(x, name):
 
 
 def linear(x, name):
-    """(T, C) -> (T, D)"""
+    """(T, in) -> (T, out)"""
     return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 

@@ -92,10 +92,10 @@ print(f"gradient of wte {table.grad.shape}: {in_inputs.sum()} rows from both use
 # m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g².
 #
 # A weight moves by the learning rate times m / sqrt(v): where gradients agree from batch to batch that is nearly the
-# full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0, which
-# has the share β^s in them after s steps; so they are divided by 1 - β^s, the share of the gradients. In the first
-# step m / sqrt(v) is g / |g|, a sign (and ε only avoids dividing by 0). *Decay* pulls matrices towards 0, apart from
-# the gradient.
+# full learning rate, and where they are noise it is small; how large they are cancels. Both means begin at 0: after s
+# steps the factors of all gradients in m add up to 1 - β1^s only (0.1 after the first), so that m is divided by that,
+# and v likewise. In the first step m / sqrt(v) is g / |g|, a sign (and ε only avoids dividing by 0). *Decay* pulls
+# matrices towards 0, apart from the gradient.
 
 # %%
 lr, (beta1, beta2), eps, decay = 1e-4, (0.9, 0.999), 1e-8, 0.1
@@ -117,12 +117,13 @@ assert after < before
 # %% [markdown]
 # ## Where the milliseconds go
 #
-# Steps again, with a clock around each op's backward function. Gradients of weights have a line of their own: an op
-# returns a function that adds them straight into `.grad`, and the walk calls it later, so that their time is the
-# walk's less that of all functions. Products (those, `linear`, and most of the forward pass) have most of a step,
-# which is why the next program is about them. The loss hardly shows on the way back, since `linear_cross_entropy`
-# forms its gradients in the forward pass, while a chunk of logits is at hand. All of them are steps on the same eight
-# entries, so that the model memorises them: the cheapest test that a training loop works.
+# Steps again, with a clock around each op's backward function. Gradients of weights have a line of their own: instead
+# of dW, which would be an array as large as W, tinyft's `linear` returns a function that adds dW to `.grad`. That
+# runs outside of the functions with a clock; its time is what is left of the whole walk's. Products (those, `linear`,
+# and most of the forward pass) have most of a step, which is why the next program is about them. The loss hardly
+# shows on the way back, since `linear_cross_entropy` forms its gradients in the forward pass, while a chunk of logits
+# is at hand. All of them are steps on the same eight entries, so that the model memorises them: the cheapest test
+# that a training loop works.
 
 # %% tags=["varies"]
 seconds = defaultdict(float)

@@ -7,6 +7,7 @@
 
 # %%
 import textwrap
+import time
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,10 +32,11 @@ print(f"{len(entries)} entries, such as {entries[2].instruction!r} -> {entries[2
 # %% tags=["varies"]
 data = InstructionSet(entries, tokenizer, mask_prompt=True, max_length=before.config.n_positions)
 settings = Settings(batch_size=8, learning_rate=3e-4, max_steps=150, evaluate_every=1000)
-losses = []
+losses, begin = [], time.perf_counter()
 for event in train(after, AdamW(after), data, None, settings, Progress(), np.random.default_rng(0)):
     if isinstance(event, Stepped):
         losses.append(event.loss)
+print(f"150 steps in {time.perf_counter() - begin:.1f} s")
 for step in (0, 25, 50, 100, 149):
     print(f"step {step:>3}: loss {np.mean(losses[max(0, step - 4):step + 5]):.3f}")
 
