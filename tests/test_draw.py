@@ -291,6 +291,17 @@ def test_names_are_taken_as_they_are_and_cut_where_they_do_not_fit(places):
     assert "$x_{$" in titles and "a name that n\u2026" in titles
 
 
+def test_the_text_of_a_box_fits_it():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    h, table = (Tensor(np.ones((2, 3)), requires_grad=True) for _ in range(2))
+    loss = losses.linear_cross_entropy(h, table, np.array([0, 1]))
+    figure = draw.graph(loss, {"the mean of all losses": loss, "hidden": h})
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    wide = [text.get_window_extent(renderer).width for axes in figure.axes for text in axes.texts]
+    assert max(wide) <= BOX_WIDTH * figure.dpi
+
+
 def test_a_long_token_is_cut_in_a_lens():
     shown = texts(draw.lens(SMALL, lambda token: "abcdefghijklmnop"))
     assert set(shown) == {"abcdefghij\u2026"}

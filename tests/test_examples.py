@@ -197,8 +197,8 @@ def test_finetune_with_bad_data_as_a_program(model_folder, tmp_path):
 @pytest.mark.parametrize("options, said", [
     (["--max-length", "129"], "--max-length 129: this model sees at most 128 tokens"),
     (["--dropout", "1"], "--dropout 1.0: expected a probability below 1"),
-    (["--train-share", "0.9", "--test-share", "0.2"], "--test-share 0.2: expected shares that add up to at most 1"),
-    (["--train-share", "nan"], "--train-share nan with"),
+    (["--train-share", "0.9", "--test-share", "0.2"], "a test share of 0.2, expected shares that add up to at most 1"),
+    (["--train-share", "nan"], "a train share of nan and"),
     (["--lora-rank", "2", "--lora-layers", " , "], "--lora-layers is empty"),
     (["--lora-rank", "1000000000"], "--lora-rank 1000000000: expected at most"),
     (["--lora-rank", "2", "--lora-layers", "c_attn, c_nothing"], "no layer's name ends in 'c_nothing'"),

@@ -246,6 +246,13 @@ def test_recomputed_blocks_draw_the_same(dropout):
         np.testing.assert_array_equal(results[1][1][name], gradient, err_msg=name)
 
 
+def test_merging_says_which_matrices_it_is_done_with():
+    model, done = adapted(), []
+    bases = [layer.weight.data for layer in lora_layers(model).values()]
+    merge_lora(model, done_with=done.append)
+    assert len(done) == len(bases) and all(one is other for one, other in zip(done, bases, strict=True))
+
+
 def test_merging_freezes_nothing_that_was_trainable():
     model = adapted()
     model.unfreeze("h.0")

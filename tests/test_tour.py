@@ -46,10 +46,6 @@ class Answers:
         return getattr(self._module, function)
 
 
-def answers(name):
-    return Answers(name)
-
-
 def assert_same(found, right, hint, rtol=1e-6):
     """hint: what such a difference most often comes from, for those who look at their own answers."""
     assert found is not None, "the function returns nothing"
@@ -165,7 +161,7 @@ def test_graph_1(rng):
     def loss():
         return (a * b + c) * a
 
-    found = answers("graph").gradients(loss())
+    found = Answers("graph").gradients(loss())
     loss().backward()
     assert set(found) == {a, b, c}, "expected a dict from each leaf Tensor to its gradient, and nothing else"
     for leaf in (a, b, c):
@@ -176,13 +172,13 @@ def test_graph_2():
     a = Tensor(3.0, requires_grad=True)
     d = a * a
     (d * d + d).backward()
-    assert_same(answers("graph").hasty(3.0)[0], 6, "the sum hands 1 to d, which hands on 2 a of it, and no more")
-    assert_same(answers("graph").hasty(3.0)[1], a.grad, "d gets 2 d from the product and 1 from the sum")
     assert a.grad == 114
+    assert_same(Answers("graph").hasty(3.0), (6, 114),
+                "d gets 1 from the sum, which is all that the hasty one hands on, and 2 d from the product")
 
 
 def test_add_an_op_1(rng):
-    softplus = answers("add_an_op").softplus
+    softplus = Answers("add_an_op").softplus
     gradcheck(softplus, [rng.standard_normal((3, 4))])
     x = Tensor(np.array([1000.0, -1000.0, 0.0]), requires_grad=True)
     out = softplus(x)
@@ -192,7 +188,7 @@ def test_add_an_op_1(rng):
 
 
 def test_add_an_op_2(rng):
-    given = answers("add_an_op")
+    given = Answers("add_an_op")
     inputs = [rng.standard_normal(5), rng.standard_normal(5)]
     gradcheck(given.hypot, inputs)
     with pytest.raises(AssertionError):
@@ -204,7 +200,7 @@ def test_add_an_op_2(rng):
 
 def test_broadcasting_1(rng):
     x = Tensor(rng.standard_normal((4, 3)), requires_grad=True)
-    dout, S = rng.standard_normal(3), answers("broadcasting").sum_matrix(4, 3)
+    dout, S = rng.standard_normal(3), Answers("broadcasting").sum_matrix(4, 3)
     out = x.sum(axis=0)
     out.backward(dout)
     assert_same(S @ x.data.reshape(-1), out.data, "row j of S has a 1 for each element of column j of x")
@@ -215,7 +211,7 @@ def test_broadcasting_2(rng):
     A, B = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((2, 3, 4), (4, 5)))
     dout = rng.standard_normal((2, 3, 5))
     (A @ B).backward(dout)
-    dA, dB = answers("broadcasting").gradients(A.data, B.data, dout)
+    dA, dB = Answers("broadcasting").gradients(A.data, B.data, dout)
     assert_same(dA, A.grad, "dA keeps b, m and k: only n is summed over")
     assert_same(dB, B.grad, "B has no b: its gradient is summed over b, as over m")
 
@@ -225,12 +221,12 @@ def test_cross_entropy_1(rng, cut):
     logits, targets = rng.standard_normal((10, 6)), rng.integers(6, size=10)
     targets[[2, 3, 8]] = -100
     whole = losses.cross_entropy(Tensor(logits), targets).item()
-    found = answers("cross_entropy").loss_in_parts(logits, targets, cut)
+    found = Answers("cross_entropy").loss_in_parts(logits, targets, cut)
     assert_same(found, whole, "parts count by their live targets, and one of them may have none")
 
 
 def test_cross_entropy_2(rng):
-    smoothed, logits, targets = answers("cross_entropy").smoothed, rng.standard_normal((4, 6)), np.array([1, 0, 5, 5])
+    smoothed, logits, targets = Answers("cross_entropy").smoothed, rng.standard_normal((4, 6)), np.array([1, 0, 5, 5])
     gradcheck(lambda z: smoothed(z, targets, e=0.1), [logits])
     sharp = losses.cross_entropy(Tensor(logits), targets).item()
     assert_same(smoothed(Tensor(logits), targets, e=0.0).item(), sharp, "with e = 0 it is the usual loss")
@@ -240,7 +236,7 @@ def test_cross_entropy_2(rng):
 
 
 def test_attention_1(rng):
-    windowed, (Q, K, V) = answers("attention").windowed, rng.standard_normal((3, 6, 4))
+    windowed, (Q, K, V) = Answers("attention").windowed, rng.standard_normal((3, 6, 4))
     whole = ops.causal_attention(Tensor(np.hstack([Q, K, V])), n_head=1, segments=segments_of([6])).data
     assert_same(windowed(Q, K, V, 6), whole, "a window of all tokens hides the future and nothing else")
     assert_same(windowed(Q, K, V, 1), V, "with w = 1 a token sees itself alone: the window reaches w - 1 back")
@@ -251,11 +247,11 @@ def test_attention_1(rng):
 def test_attention_2(rng):
     Q, K, V = rng.standard_normal((3, 6, 4))
     whole = ops.causal_attention(Tensor(np.hstack([Q, K, V])), n_head=1, segments=segments_of([6])).data
-    assert_same(answers("attention").one_more(Q[-1], K, V), whole[-1], "is the score divided by the root of D?")
+    assert_same(Answers("attention").one_more(Q[-1], K, V), whole[-1], "is the score divided by the root of D?")
 
 
 def test_naive_gpt2_1():
-    count, model = answers("naive_gpt2").count, make_model()
+    count, model = Answers("naive_gpt2").count, make_model()
     shape = model.config
     found = count(shape.vocab_size, shape.n_positions, shape.n_embd, shape.n_layer)
     assert found == model.n_parameters(), "biases count, norms have two rows each, and the table counts once"
@@ -264,7 +260,7 @@ def test_naive_gpt2_1():
 
 def test_naive_gpt2_2(rng):
     x, (Q, K, V), order = rng.standard_normal((5, 6)), rng.standard_normal((3, 6, 4)), rng.permutation(5)
-    unordered = answers("naive_gpt2").unordered
+    unordered = Answers("naive_gpt2").unordered
     found = unordered(x[order], Q, K, V)
     assert_same(found, unordered(x, Q, K, V)[order], "rows may see each other only by their contents: is there a mask?")
     assert_same(unordered(x[:1], Q, K, V), x[:1] @ V, "a token alone gets its own value")
@@ -278,7 +274,7 @@ def test_training_step_1(rng):
     whole = {name: p.grad.copy() for name, p in model.named_parameters()}
     for _, p in model.named_parameters():
         p.grad = None
-    answers("training_step").in_halves(model, inputs, targets)
+    Answers("training_step").in_halves(model, inputs, targets)
     for name, p in model.named_parameters():
         assert_same(p.grad, whole[name], "each half's mean is over its own targets, unless it gets a total")
 
@@ -291,39 +287,39 @@ def test_training_step_2(rng):
     for gradient in gradients:
         p.grad = gradient.copy()
         optimizer.step(1e-3)
-    found = answers("training_step").adamw(before, gradients, 1e-3)
+    found = Answers("training_step").adamw(before, gradients, 1e-3)
     assert_same(found, p.data, "after s steps the means are divided by 1 - beta**s; decay is of the weight before",
                 rtol=1e-12)
 
 
 def test_matmul_steps_1():
-    memory = answers("matmul_steps").memory_per_multiply_add
+    memory = Answers("matmul_steps").memory_per_multiply_add
     assert_same(memory(1, 1, 1), 4, "loads of a, b and c, and a store of c")
     assert_same(memory(14, 2, 10**9), 16 / 28, "a step of k loads 14 numbers and 2 vectors for 28 multiply-adds")
     assert_same(memory(30, 1, 10**9), 31 / 30, "a step of k loads 30 numbers and a vector for 30 multiply-adds")
     for registers, tile in ((32, (14, 2)), (16, (6, 2))):
-        assert answers("matmul_steps").best_tile(registers) == tile, "a register each for r v sums, v of B and 1 of A"
+        assert Answers("matmul_steps").best_tile(registers) == tile, "a register each for r v sums, v of B and 1 of A"
 
 
 @pytest.mark.parametrize("m, k, n", [(1, 1, 1), (14, 3, 32), (15, 7, 33), (31, 1, 5)])
 def test_matmul_steps_2(rng, m, k, n):
     A, B = rng.standard_normal((m, k)), rng.standard_normal((k, n))
-    assert_same(answers("matmul_steps").any_shape(A, B), A @ B, "are pieces that stick out filled with zeros, and cut?")
+    assert_same(Answers("matmul_steps").any_shape(A, B), A @ B, "are pieces that stick out filled with zeros, and cut?")
 
 
 def test_what_tuning_changed_1(rng):
     before, after = (make_model(seed=seed) for seed in (1, 2))
-    between, ids = answers("what_tuning_changed").between, np.array([[1, 2, 3]])
+    between, ids = Answers("what_tuning_changed").between, np.array([[1, 2, 3]])
     for share, model in ((0, before), (1, after)):
         found = between(before, after, share)(ids).data
-        assert_same(found, model(ids).data, "0 is the model before, 1 the one after", rtol=1e-4)
+        assert_same(found, model(ids).data, "0 is the model before, 1 the one after", rtol=1e-5)
     middle = dict(between(before, after, 0.5).named_parameters())["wte.weight"].data
     assert_same(middle, (before.wte.weight.data + after.wte.weight.data) / 2, "0.5 is the mean of both")
     assert not np.array_equal(before.wte.weight.data, after.wte.weight.data), "the models given must stay as they are"
 
 
 def test_what_tuning_changed_2(rng):
-    rank_for = answers("what_tuning_changed").rank_for
+    rank_for = Answers("what_tuning_changed").rank_for
     change = rng.standard_normal((20, 3)) @ rng.standard_normal((3, 10))
     assert rank_for(change, 0.999999) == 3, "a product of (20, 3) and (3, 10) has three singular values that aren't 0"
     for share, rank in ((9 / 11 - 1e-9, 1), (9 / 11 + 1e-9, 2)):

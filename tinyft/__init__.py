@@ -8,7 +8,7 @@ Reading order:
     nn.py, gpt2.py   layers, and GPT-2 made of them; recompute.py: parts that are computed again to save memory
     tokenizer.py     text to ids; tokenizer_files.py, added_tokens.py, pretokenizer.py: as a folder says
     data/            from files of any kind to entries, conversations as text, batches with masks
-    optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: numbers that lie;
+    optim.py, train.py              AdamW and the training loop, over a training_set.py; watch.py: what looks odd;
                      ranks.py, parallel.py: several processes that train together
     lora.py, compact.py             adapters beside frozen matrices, and these in 16 or 8 bits
     inference/       replies to one prompt or many, how likely texts are, a server; scoring.py: how good replies are

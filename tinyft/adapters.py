@@ -29,7 +29,7 @@ from .lora import (
     name_ends_in,
 )
 from .nn import Linear
-from .safetensors_file import read_header, read_tensors
+from .safetensors_file import forget_pages, read_header, read_tensors
 from .tensor_files import write_tensors
 from .tokenizer import Tokenizer
 from .tokenizer_files import load_tokenizer
@@ -224,20 +224,20 @@ def load_model_and_tokenizer(folder: str | os.PathLike,
     """
     model, tokenizer = load_unmerged(folder, base_model)
     if has_lora(model):
-        merge_lora(model)
+        merge_lora(model, done_with=forget_pages)  # or file and copy would be in memory side by side
         model.unfreeze()
     return model, tokenizer
 
 
 def find_base(folder: str | os.PathLike, base_model: str | os.PathLike | None = None) -> Path:
-    """The folder of the model that an adapter belongs to. base_model, errors: see `load_unmerged`."""
-    return _find_base(Path(folder), _read_config(Path(folder)), base_model)
+    """The folder of an adapter's base model. A path that the adapter names may start here, or in its own folder.
 
-
-def _find_base(folder: Path, raw: dict, base_model: str | os.PathLike | None) -> Path:
-    """The folder of an adapter's base model. A path that the adapter names may start here, or in its own folder."""
-    recorded, remedy = raw.get("base_model_name_or_path"), (
-        "name it with base_model (--base-model FOLDER), or merge the adapter first (examples/merge_adapter.py)")
+    base_model, errors: see `load_unmerged`.
+    """
+    folder = Path(folder)
+    raw = _read_config(folder)
+    recorded = raw.get("base_model_name_or_path")
+    remedy = "name it with base_model (--base-model FOLDER), or merge the adapter first (examples/merge_adapter.py)"
     if base_model is not None:
         base = find_model(base_model)
     elif not isinstance(recorded, str) or not recorded.isprintable() or not 0 < len(recorded) <= 1000:

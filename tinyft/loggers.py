@@ -34,7 +34,7 @@ def find_packages(names: Sequence[str]) -> None:
     """ValueError for a name that `make_loggers` doesn't know, or whose package is missing, with the command for it."""
     for name in names:
         if name not in PACKAGES:
-            raise ValueError(f"make_loggers: {name!r} is unknown, expected {' or '.join(PACKAGES)}")
+            raise ValueError(f"a logger {name!r} is unknown, expected {' or '.join(PACKAGES)}")
         try:
             importlib.import_module(PACKAGES[name])
         except ImportError:

@@ -6,7 +6,7 @@ else is frozen: no gradient of W is ever formed, and AdamW keeps moments for A a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,8 +202,10 @@ def lora_parameters(model: GPT2) -> dict[str, Tensor]:
             for name, layer in lora_layers(model).items() for letter in ("lora_A", "lora_B")}
 
 
-def merge_lora(model: GPT2) -> None:
+def merge_lora(model: GPT2, done_with: Callable[[np.ndarray], None] | None = None) -> None:
     """Make each layer and its adapter one plain Linear with the same result, to rounding. What is frozen stays so.
+
+    done_with: called with each matrix of the base as soon as it isn't needed any more.
 
     >>> import numpy as np
     >>> from tinyft import LoraConfig, add_lora, load_model, merge_lora
@@ -219,3 +221,5 @@ def merge_lora(model: GPT2) -> None:
             plain = Linear(*layer.weight.shape, dtype=layer.bias.dtype)
             plain.weight, plain.bias = Tensor(layer.effective_weight(), layer.weight.requires_grad), layer.bias
             setattr(holder, attribute, plain)
+            if done_with is not None:
+                done_with(layer.weight.data)

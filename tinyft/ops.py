@@ -229,10 +229,7 @@ def embedding(weight, ids):
 
         return dweight, None
 
-    # A `Kept` in int8 multiplies the scales that it has looked up in place: a copy for a list of ids, but for one id by
-    # itself a view of the matrix's own.
-    rows = weight[ids.reshape(-1)]
-    return rows.reshape(*ids.shape, *weight.shape[1:]), backward
+    return weight[ids], backward
 
 
 @op

@@ -143,10 +143,6 @@ def _check(options) -> None:
             raise ValueError(f"{found[0]} is for adapters on a frozen model: add --lora-rank 8, or leave it out")
     elif not _layers(options):
         raise ValueError("--lora-layers is empty, expected names such as c_attn,c_fc")
-    train, test = options.train_share, 0.0 if options.test_data or options.data is None else options.test_share
-    if not (0 < train <= 1 and 0 <= test < 1 and train + test <= 1):
-        raise ValueError(f"--train-share {train:g} with --test-share {test:g}: expected shares that add up to at most "
-                         "1, with something to train on")
 
 
 def _layers(options) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ for name, view in views.items():
 #
 # After the embeddings alone most tokens say themselves, since the table that reads is the one that embeds: the prompt
 # ends with a newline, and that is what it says. ("#" in the picture doesn't: some 500 tokens that the pretraining
-# hardly met share one row.) In the picture columns are the prompt's last tokens, and rows the blocks, from bottom to
+# never met share one row.) In the picture columns are the prompt's last tokens, and rows the blocks, from bottom to
 # top; "###" is how Alpaca's form begins a heading.
 
 # %% tags=["varies"]

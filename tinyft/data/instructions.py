@@ -241,8 +241,8 @@ def split(entries: Sequence[Entry], *, train: float = 0.85, test: float = 0.10,
     [17, 1, 2]
     """
     if not (0 < train <= 1 and 0 <= test < 1 and train + test <= 1):
-        raise ValueError(f"split: train = {train} and test = {test}, expected shares that add up to at most 1, "
-                         "with something to train on")
+        raise ValueError(f"split: a train share of {train:g} and a test share of {test:g}, expected shares that add up "
+                         "to at most 1, with something to train on")
     order = np.arange(len(entries)) if rng is None else rng.permutation(len(entries))
     first, second = int(len(entries) * train), int(len(entries) * train) + int(len(entries) * test)
     parts = order[:first], order[second:], order[first:second]

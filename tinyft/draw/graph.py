@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..tensor import Donated, Node, Tensor
-from .figures import new_figure
+from .figures import clipped, new_figure
 from .layout import BOX_WIDTH, Layout, lay_out
 
 MOST_NODES = 300
-LONGEST_NAME = 14  # letters, so that it fits a box with the op's name
+LONGEST_NAME = 14  # letters of a tensor's name
+FONT_SIZE, LETTERS = 9, 20  # a line of so many letters fits a box at this size, and a longer one is set smaller
 BOX_HEIGHT, LINE_HEIGHT = 0.34, 0.2  # in inches: of a box with one line, and of each line more
 LEAF, OP, EDGE, FLOW = "#e8f0fe", "#fff4dc", "#5f6b7a", "#b3261e"
 
@@ -84,7 +85,7 @@ def _boxes(order: list[Node | Tensor], named: dict[int, tuple[str, Tensor]]) -> 
     for one in order:
         name, tensor = named.get(id(one), ("", one if isinstance(one, Tensor) else None))
         is_leaf = isinstance(one, Tensor)
-        name = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\u2026"
+        name = clipped(name, LONGEST_NAME)
         title = (name or "leaf") if is_leaf else f"{name} = {one.op}" if name else one.op
         known = tensor is not None and tensor.size == 1
         lines = [title, f"value {tensor.item():.4g}" if known else str(one.shape)]
@@ -160,8 +161,8 @@ def _paint(boxes: list[Box], layout: Layout):
         axes.add_patch(FancyBboxPatch((x - BOX_WIDTH / 2, y - height / 2), BOX_WIDTH, height, linewidth=1,
                                       boxstyle="round,pad=0,rounding_size=0.06", edgecolor=EDGE,
                                       facecolor=LEAF if box.is_leaf else OP))
-        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=9, linespacing=1.4,
-                  parse_math=False)
+        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", linespacing=1.4, parse_math=False,
+                  fontsize=FONT_SIZE * min(1, LETTERS / max(map(len, box.lines))))
     for arrow in layout.arrows:
         path = Path(arrow.points, [Path.MOVETO, *[Path.CURVE4] * (len(arrow.points) - 1)])
         axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=10, color=EDGE, linewidth=1,

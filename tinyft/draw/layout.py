@@ -1,4 +1,5 @@
-"""Where the boxes of a graph stand and how its arrows run: by graphviz if it is installed, else by a layout of our own.
+"""Where the boxes of a graph stand and how its arrows run: by graphviz, or by a layout of our own where it isn't
+installed or takes too long.
 
 Ours is the plain form of the usual one (Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical
 system structures", 1981): a column for each distance from the leaves, a place in every column that an arrow passes, and

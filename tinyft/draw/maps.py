@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .figures import new_figure
+from .figures import clipped, new_figure
 from .inside import Inside
 
 LABELLED = 24  # tokens at most beside whose maps their texts stand
@@ -73,8 +73,7 @@ def lens(inside: Inside, decode: Callable[[int], str], last: int = LONGEST):
     axes.imshow(best, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for level in range(n_levels):
         for position in range(length):
-            text = _visible(decode(int(inside.likeliest[level, first + position, 0])))
-            text = text if len(text) <= WIDEST else text[:WIDEST - 1] + "\u2026"
+            text = clipped(_visible(decode(int(inside.likeliest[level, first + position, 0]))), WIDEST)
             axes.text(position, level, text, ha="center", va="center", fontsize=8,
                       color="white" if best[level, position] > 0.6 else "black", parse_math=False)
     names = [_visible(decode(token)) for token in inside.ids[first:].tolist()]
