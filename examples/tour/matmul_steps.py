@@ -77,8 +77,8 @@ def three_loops(A, B, C):
 # The same operations, with j innermost: now the loop runs along rows of B and C. The compiler makes a vector loop of
 # it, and every byte that is loaded is used. But each multiply-add takes a load of B, a load of C and a store of C,
 # and a core can do two multiply-adds in a cycle, but no more than two or three loads and stores. That is the bound if
-# all is in L1; here B comes from further away, and the loop has to wait for it most of the time. (The compiler takes
-# vectors of 256 bits for such loops, and with 512 they wait no less.)
+# all is in L1. Here B comes from further away, so that the loop also waits; and the compiler takes vectors of 256
+# bits for such loops (told to take 512 it makes them no faster).
 
 
 # %%
